@@ -1,0 +1,233 @@
+//! Tier + budgets + request → one of four actions. Exact whole-number arithmetic; a decision is a table.
+
+use std::cmp::{Ordering, Reverse};
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use super::catalogue::{Percent, Thresholds};
+use super::money::Money;
+use super::period::{Period, Window, rfc3339};
+
+/// What the caller should do. Severity grows downwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Action {
+    /// Go on.
+    Allow,
+    /// Go on, and tell somebody: the user nears the limit.
+    Warn,
+    /// Go on with the cheaper model that the answer names.
+    Degrade,
+    /// Do not make the call.
+    Block,
+}
+
+impl Action {
+    pub const ALL: [Self; 4] = [Self::Allow, Self::Warn, Self::Degrade, Self::Block];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Allow => "ALLOW",
+            Self::Warn => "WARN",
+            Self::Degrade => "DEGRADE",
+            Self::Block => "BLOCK",
+        }
+    }
+}
+
+/// Why. The names are stable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    WithinBudget,
+    WarnThreshold,
+    DegradeThreshold,
+    /// What is used has reached the block threshold.
+    BudgetExhausted,
+    /// There is something left, but not enough for this estimate.
+    EstimateExceedsBudget,
+    /// The store could not be read, so nothing is known: fail closed.
+    StoreUnavailable,
+}
+
+/// Whose spend a budget limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scope {
+    User,
+    Global,
+}
+
+/// One limit with its counters, at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    pub scope: Scope,
+    pub period: Period,
+    pub limit: Money,
+    pub spent: Money,
+    /// Promised to calls that are still running.
+    pub held: Money,
+    pub window: Window,
+    pub thresholds: Thresholds,
+}
+
+impl Budget {
+    /// Spent plus held.
+    pub fn used(&self) -> i128 {
+        i128::from(self.spent.nanos()) + i128::from(self.held.nanos())
+    }
+
+    pub fn remaining(&self) -> Money {
+        self.limit.less(self.used())
+    }
+
+    /// Tenths of a percent of the limit, rounded down: 99.99 % is not 100 %. A limit of 0 is always full.
+    pub fn used_permille(&self) -> i128 {
+        match self.limit.nanos() {
+            0 => 1000,
+            limit => self.used() * 1000 / i128::from(limit),
+        }
+    }
+
+    fn judge(&self, estimate: Money) -> Verdict<'_> {
+        let used = self.used();
+        let projected = used + i128::from(estimate.nanos());
+        let reached = |amount: i128, at: Option<Percent>| at.map(|percent| self.compare(amount, percent));
+        let blocked = match (reached(used, self.thresholds.block), reached(projected, self.thresholds.block)) {
+            (Some(Ordering::Equal | Ordering::Greater), _) => Some(Reason::BudgetExhausted),
+            (_, Some(Ordering::Greater)) => Some(Reason::EstimateExceedsBudget),
+            (Some(Ordering::Less) | None, Some(Ordering::Less | Ordering::Equal) | None) => None,
+        };
+        let due = |at: Option<Percent>| reached(projected, at).is_some_and(Ordering::is_ge);
+        let (action, reason) = match blocked {
+            Some(reason) => (Action::Block, reason),
+            None if due(self.thresholds.degrade) => (Action::Degrade, Reason::DegradeThreshold),
+            None if due(self.thresholds.warn) => (Action::Warn, Reason::WarnThreshold),
+            None => (Action::Allow, Reason::WithinBudget),
+        };
+        Verdict { action, reason, budget: self }
+    }
+
+    /// How `amount` compares to `percent` of the limit, with nothing rounded.
+    fn compare(&self, amount: i128, percent: Percent) -> Ordering {
+        (amount * 10_000).cmp(&(i128::from(self.limit.nanos()) * i128::from(percent.0)))
+    }
+
+    /// Whether a fresh window would let `estimate` through.
+    fn fits_when_fresh(&self, estimate: Money) -> bool {
+        Self { spent: Money::ZERO, held: Money::ZERO, ..*self }.judge(estimate).action != Action::Block
+    }
+}
+
+struct Verdict<'a> {
+    action: Action,
+    reason: Reason,
+    budget: &'a Budget,
+}
+
+impl Verdict<'_> {
+    /// Which verdict binds: the most severe; among blocks the one that lasts longest, so that `retry_at` is the truth;
+    /// among others the fullest budget. What is left is told apart by scope and period, so that the order of budgets says nothing.
+    fn order(&self, other: &Self) -> Ordering {
+        let resets = |verdict: &Self| verdict.budget.window.end.map_or((true, None), |end| (false, Some(end)));
+        let place = |verdict: &Self| Reverse((verdict.budget.scope, verdict.budget.period));
+        let specific = match self.action {
+            Action::Block => resets(self).cmp(&resets(other)),
+            Action::Allow | Action::Warn | Action::Degrade => fuller(self.budget, other.budget),
+        };
+        self.action.cmp(&other.action).then(specific).then_with(|| place(self).cmp(&place(other)))
+    }
+}
+
+/// Compares used / limit without a division; a limit of 0 is full.
+fn fuller(left: &Budget, right: &Budget) -> Ordering {
+    let limit = |budget: &Budget| i128::from(budget.limit.nanos());
+    match (limit(left), limit(right)) {
+        (0, 0) => Ordering::Equal,
+        (0, _) => Ordering::Greater,
+        (_, 0) => Ordering::Less,
+        (left_limit, right_limit) => {
+            // Two products of two `i64`s and a little more fit an `i128`.
+            (left.used() * right_limit).cmp(&(right.used() * left_limit))
+        }
+    }
+}
+
+/// The answer to "may this user spend this much?".
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    pub action: Action,
+    pub reason: Reason,
+    /// The budget that decided; `None` where none has anything to say.
+    pub binding: Option<(Scope, Period)>,
+    /// One sentence for people.
+    pub message: String,
+    /// On BLOCK: when the binding budget resets, where waiting helps.
+    pub retry_at: Option<DateTime<Utc>>,
+}
+
+/// Judges `estimate` against every budget; the most severe verdict wins, whatever the order of `budgets`.
+pub fn decide(budgets: &[Budget], estimate: Money) -> Decision {
+    let verdicts = budgets.iter().map(|budget| budget.judge(estimate));
+    let Some(verdict) = verdicts.max_by(Verdict::order) else {
+        let message = "No budget limits this user.".to_owned();
+        return Decision { action: Action::Allow, reason: Reason::WithinBudget, binding: None, message, retry_at: None };
+    };
+    let budget = verdict.budget;
+    let (binding, retry_at) = match verdict.action {
+        Action::Allow => (None, None),
+        Action::Warn | Action::Degrade => (Some((budget.scope, budget.period)), None),
+        Action::Block => (Some((budget.scope, budget.period)), budget.window.end.filter(|_| budget.fits_when_fresh(estimate))),
+    };
+    let message = message(&verdict, estimate, retry_at);
+    Decision { action: verdict.action, reason: verdict.reason, binding, message, retry_at }
+}
+
+/// Nothing is known, so nothing may be spent.
+pub fn store_unavailable() -> Decision {
+    Decision {
+        action: Action::Block,
+        reason: Reason::StoreUnavailable,
+        binding: None,
+        message: "Budgets cannot be read at the moment; nothing may be spent until they can.".to_owned(),
+        retry_at: None,
+    }
+}
+
+fn message(verdict: &Verdict<'_>, estimate: Money, retry_at: Option<DateTime<Utc>>) -> String {
+    let budget = verdict.budget;
+    let kind = match (budget.scope, budget.period) {
+        (Scope::User, Period::Daily) => "Daily budget",
+        (Scope::User, Period::Weekly) => "Weekly budget",
+        (Scope::User, Period::Monthly) => "Monthly budget",
+        (Scope::User, Period::Billing) => "Budget of the billing period",
+        (Scope::User, Period::Total) => "Total budget",
+        (Scope::Global, Period::Daily) => "Daily budget of all users together",
+        (Scope::Global, Period::Weekly) => "Weekly budget of all users together",
+        (Scope::Global, Period::Monthly | Period::Billing) => "Monthly budget of all users together",
+        (Scope::Global, Period::Total) => "Total budget of all users together",
+    };
+    let limit = budget.limit;
+    let resets = || match retry_at {
+        Some(at) => format!("it resets at {}.", rfc3339(at)),
+        None if budget.window.end.is_some() => "waiting for its reset would not help.".to_owned(),
+        None => "it does not reset.".to_owned(),
+    };
+    match verdict.reason {
+        Reason::WithinBudget => "Within budget.".to_owned(),
+        Reason::WarnThreshold | Reason::DegradeThreshold => {
+            let permille = budget.used_permille();
+            format!("{kind} of {limit} is {}.{} % used, {} left.", permille / 10, permille % 10, budget.remaining())
+        }
+        Reason::BudgetExhausted => format!("{kind} of {limit} is used up; {}", resets()),
+        Reason::EstimateExceedsBudget => {
+            format!("{kind} of {limit} has {} left, and this request needs {estimate}; {}", budget.remaining(), resets())
+        }
+        Reason::StoreUnavailable => store_unavailable().message,
+    }
+}
+
+#[cfg(test)]
+#[path = "decide_tests.rs"]
+mod tests;

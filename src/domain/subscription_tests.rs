@@ -1,0 +1,203 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::domain::tiers_file;
+
+fn catalogue(extra: &str) -> Catalogue {
+    let text = format!(
+        "default_tier: free\n{extra}tiers:\n  \
+         free: {{ rank: 0, budgets: {{ daily: 0.10 }}, policy: strict, prices: [price_free] }}\n  \
+         pro: {{ rank: 1, budgets: {{ daily: 1 }}, policy: strict, prices: [price_pro], grace_days: 3 }}\n  \
+         top: {{ rank: 2, budgets: {{ daily: 9 }}, policy: strict, lookup_keys: [top_monthly], products: [prod_top] }}\n"
+    );
+    tiers_file::read(&text).unwrap_or_else(|problems| panic!("{problems:?}"))
+}
+
+fn at(seconds: i64) -> DateTime<Utc> {
+    DateTime::from_timestamp(1_700_000_000 + seconds, 0).unwrap_or_default()
+}
+
+fn item(price: &str) -> Item {
+    Item { price: Some(price.to_owned()), ..Item::default() }
+}
+
+fn shown(status: &str, prices: &[&str], seconds: i64) -> Snapshot {
+    Snapshot {
+        status: Status::from(status.to_owned()),
+        occasion: Occasion::Change,
+        said_at: at(seconds),
+        items: prices.iter().map(|price| item(price)).collect(),
+        cancel_at: None,
+        cancel_at_period_end: false,
+        collection_paused: false,
+    }
+}
+
+fn said(snapshot: Snapshot) -> Notice {
+    Notice::Subscription { subscription: "sub_1".to_owned(), snapshot }
+}
+
+fn told(notices: &[Notice], catalogue: &Catalogue) -> Customer {
+    notices.iter().fold(Customer::default(), |customer, notice| customer.after(notice, catalogue, at(1_000)).0)
+}
+
+fn tier_after(notices: &[Notice]) -> Option<String> {
+    let catalogue = catalogue("");
+    told(notices, &catalogue).grant(&catalogue, at(1_000)).tier.map(|tier| tier.name.clone())
+}
+
+#[test]
+fn statuses_give_the_access_that_stripe_md_says() {
+    let check = |status: &str, expected: Option<&str>| {
+        assert_eq!(tier_after(&[said(shown(status, &["price_pro"], 0))]).as_deref(), expected, "{status}");
+    };
+    check("trialing", Some("pro"));
+    check("active", Some("pro"));
+    check("past_due", Some("pro"));
+    for status in ["unpaid", "canceled", "incomplete", "incomplete_expired", "paused", "a_status_of_2027"] {
+        check(status, None);
+    }
+}
+
+#[test]
+fn an_unknown_status_keeps_the_tier_and_is_a_doubt() {
+    let notices = [said(shown("active", &["price_pro"], 0)), said(shown("a_status_of_2027", &["price_pro"], 1))];
+    assert_eq!(tier_after(&notices).as_deref(), Some("pro"));
+    let catalogue = catalogue("");
+    let doubts = told(&notices, &catalogue).doubts("sub_1", &catalogue);
+    assert_eq!(doubts, [Doubt::UnknownStatus { status: "a_status_of_2027".to_owned() }]);
+}
+
+#[test]
+fn an_unmapped_price_keeps_the_tier_in_any_order_and_is_a_doubt() {
+    let pro = said(shown("active", &["price_pro"], 0));
+    let lost = said(shown("active", &["price_forgotten"], 1));
+    assert_eq!(tier_after(&[pro.clone(), lost.clone()]).as_deref(), Some("pro"));
+    assert_eq!(tier_after(&[lost.clone(), pro]).as_deref(), Some("pro"));
+    assert_eq!(tier_after(std::slice::from_ref(&lost)), None);
+    let catalogue = catalogue("");
+    let doubts = told(&[lost], &catalogue).doubts("sub_1", &catalogue);
+    assert_eq!(doubts, [Doubt::UnmappedPrice { prices: vec!["price_forgotten".to_owned()], kept: None }]);
+}
+
+#[test]
+fn an_end_is_final_whatever_comes_after() {
+    let gone = said(shown("canceled", &["price_pro"], 5));
+    let alive = said(shown("active", &["price_pro"], 9));
+    let older = said(shown("active", &["price_pro"], 1));
+    assert_eq!(tier_after(&[older.clone(), gone.clone()]), None);
+    assert_eq!(tier_after(&[gone.clone(), older]), None);
+    assert_eq!(tier_after(&[gone.clone(), alive.clone()]), None);
+    assert_eq!(tier_after(&[alive, gone]), None);
+}
+
+#[test]
+fn a_tie_within_a_second_goes_to_the_later_stage_of_life() {
+    let active = said(shown("active", &["price_pro"], 5));
+    let trialing = said(Snapshot { occasion: Occasion::Announcement, ..shown("trialing", &["price_free"], 5) });
+    let announced = said(Snapshot { occasion: Occasion::Announcement, ..shown("active", &["price_free"], 5) });
+    let created = said(Snapshot { occasion: Occasion::Creation, ..shown("active", &["price_free"], 5) });
+    for earlier in [trialing, announced, created] {
+        assert_eq!(tier_after(&[active.clone(), earlier.clone()]).as_deref(), Some("pro"), "{earlier:?}");
+        assert_eq!(tier_after(&[earlier.clone(), active.clone()]).as_deref(), Some("pro"), "{earlier:?}");
+    }
+}
+
+#[test]
+fn the_highest_rank_of_all_subscriptions_and_items_wins() {
+    let by_lookup_key = Item { lookup_key: Some("top_monthly".to_owned()), ..item("price_new") };
+    let second = Snapshot { items: vec![item("price_addon"), by_lookup_key], ..shown("active", &[], 0) };
+    let second = Notice::Subscription { subscription: "sub_2".to_owned(), snapshot: second };
+    assert_eq!(tier_after(&[said(shown("active", &["price_pro"], 3)), second.clone()]).as_deref(), Some("top"));
+    let gone = Notice::Subscription { subscription: "sub_2".to_owned(), snapshot: shown("canceled", &["price_pro"], 9) };
+    assert_eq!(tier_after(&[second, said(shown("active", &["price_pro"], 3)), gone]).as_deref(), Some("pro"));
+}
+
+#[test]
+fn a_price_is_asked_by_id_then_lookup_key_then_metadata_then_product() {
+    let catalogue = catalogue("");
+    let full = ItemNames { price: Some("price_pro"), lookup_key: Some("top_monthly"), metadata_tier: Some("free"), product: Some("prod_top") };
+    let name = |names: ItemNames<'_>| catalogue.tier_of(names).map(|tier| tier.name.as_str());
+    assert_eq!(name(full), Some("pro"));
+    assert_eq!(name(ItemNames { price: Some("price_other"), ..full }), Some("top"));
+    assert_eq!(name(ItemNames { price: None, lookup_key: None, ..full }), Some("free"));
+    assert_eq!(name(ItemNames { price: None, lookup_key: None, metadata_tier: Some(""), ..full }), Some("top"));
+    assert_eq!(name(ItemNames { price: Some("x"), ..ItemNames::default() }), None);
+}
+
+#[test]
+fn grace_is_counted_from_when_we_first_saw_the_debt() {
+    let catalogue = catalogue("");
+    let due = said(shown("past_due", &["price_pro"], 0));
+    let first = Customer::default().after(&due, &catalogue, at(1_000)).0;
+    let again = first.after(&said(shown("past_due", &["price_pro"], 9)), &catalogue, at(90_000)).0;
+    let tier_at = |seconds: i64| again.grant(&catalogue, at(seconds)).tier.map(|tier| tier.name.as_str());
+    let three_days = 3 * 86_400;
+    assert_eq!(tier_at(1_000 + three_days - 1), Some("pro"));
+    assert_eq!(tier_at(1_000 + three_days), None);
+    let paid = Notice::InvoicePaid { subscription: "sub_1".to_owned(), said_at: at(100_000) };
+    let settled = again.after(&paid, &catalogue, at(100_000)).0;
+    assert_eq!(settled.grant(&catalogue, at(1_000 + three_days)).tier.map(|tier| tier.name.as_str()), Some("pro"));
+}
+
+#[test]
+fn a_paused_collection_does_as_the_operator_says() {
+    let paused = said(Snapshot { collection_paused: true, ..shown("active", &["price_pro"], 0) });
+    let check = |extra: &str, expected: Option<&str>| {
+        let catalogue = catalogue(extra);
+        let customer = told(std::slice::from_ref(&paused), &catalogue);
+        assert_eq!(customer.grant(&catalogue, at(1_000)).tier.map(|tier| tier.name.as_str()), expected, "{extra}");
+    };
+    check("", Some("pro"));
+    check("pause_collection: keep\n", Some("pro"));
+    check("pause_collection: suspend\n", None);
+}
+
+#[test]
+fn no_items_buy_nothing_and_a_deleted_customer_has_nothing() {
+    assert_eq!(tier_after(&[said(shown("active", &["price_pro"], 0)), said(shown("active", &[], 1))]), None);
+    assert_eq!(tier_after(&[said(shown("active", &["price_pro"], 0)), Notice::Deleted]), None);
+    assert_eq!(tier_after(&[Notice::Deleted, said(shown("active", &["price_pro"], 9))]), None);
+}
+
+#[test]
+fn a_customer_with_very_many_subscriptions_stays_bounded_and_keeps_the_live_one() {
+    let catalogue = catalogue("");
+    let mut customer = told(&[said(shown("active", &["price_pro"], 0))], &catalogue);
+    for number in 0..SUBSCRIPTIONS_MAX + 20 {
+        let snapshot = shown("canceled", &["price_pro"], 10);
+        let notice = Notice::Subscription { subscription: format!("sub_old_{number}"), snapshot };
+        customer = customer.after(&notice, &catalogue, at(1_000)).0;
+    }
+    assert_eq!(customer.subscriptions.len(), SUBSCRIPTIONS_MAX);
+    assert_eq!(customer.grant(&catalogue, at(1_000)).tier.map(|tier| tier.name.as_str()), Some("pro"));
+}
+
+/// A life as Stripe would tell it: ascending seconds, statuses that may follow each other, prices that change.
+fn life() -> impl Strategy<Value = Vec<Notice>> {
+    let step = (1..5_i64, prop::sample::select(vec!["active", "past_due", "unpaid", "paused"]), prop::sample::select(vec!["price_pro", "price_free", "price_lost"]));
+    (proptest::collection::vec(step, 1..8), any::<bool>()).prop_map(|(steps, ends)| {
+        let mut seconds = 0;
+        let mut notices = vec![said(Snapshot { occasion: Occasion::Creation, ..shown("incomplete", &["price_pro"], 0) })];
+        for (pause, status, price) in steps {
+            seconds += pause;
+            notices.push(said(shown(status, &[price], seconds)));
+        }
+        if ends {
+            notices.push(said(shown("canceled", &["price_pro"], seconds)));
+        }
+        notices
+    })
+}
+
+proptest! {
+    #[test]
+    fn any_order_and_any_repetition_ends_in_the_same_tier(
+        (life, delivered) in life().prop_flat_map(|life| {
+            let twice: Vec<Notice> = life.iter().chain(&life).cloned().collect();
+            (Just(life), Just(twice).prop_shuffle())
+        })
+    ) {
+        prop_assert_eq!(tier_after(&life), tier_after(&delivered));
+    }
+}

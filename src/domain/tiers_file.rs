@@ -1,0 +1,422 @@
+//! Reads the text of `tiers.yaml` into a [`Catalogue`], or says everything that is wrong with it: line, column, what is
+//! wrong, and what would be right.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+
+use marked_yaml::types::{MarkedScalarNode, Span};
+use marked_yaml::{LoadError, LoaderOptions, Node, parse_yaml_with_options};
+
+use super::catalogue::{
+    Budgets, Catalogue, Fallbacks, Links, PausedCollection, Percent, Policy, SoldAs, Thresholds, Tier, UrlTemplate,
+};
+use super::money::Money;
+use super::period::Period;
+
+/// A larger file is refused unread: a catalogue of a thousand tiers is smaller.
+pub const FILE_BYTES_MAX: usize = 1024 * 1024;
+const NAME_BYTES_MAX: usize = 255;
+const GRACE_DAYS_DEFAULT: u32 = 7;
+const GRACE_DAYS_MAX: u32 = 3650;
+/// Ten times the limit: a threshold beyond is a slip of the keyboard.
+const PERCENT_MAX: u32 = 1000;
+const UPGRADE_URL_DEFAULT: &str = "/upgrade?from={tier}";
+/// A word this alike (Jaro-Winkler, 0 to 1) is worth asking about.
+const ALIKE: f64 = 0.8;
+
+/// One fault of the file. Lines and columns count from 1.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    pub line: usize,
+    pub column: usize,
+    pub message: String,
+}
+
+/// Without the file's name, which the caller knows: `12:5: …`.
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}: {}", self.line, self.column, self.message)
+    }
+}
+
+/// The catalogue that `text` describes, or all its faults in the order of the file.
+pub fn read(text: &str) -> Result<Catalogue, Vec<Problem>> {
+    if FILE_BYTES_MAX < text.len() {
+        let message = format!("the file has {} bytes; at most {FILE_BYTES_MAX} are read", text.len());
+        return Err(vec![Problem { line: 1, column: 1, message }]);
+    }
+    let options = LoaderOptions::default().error_on_duplicate_keys(true);
+    let root = parse_yaml_with_options(0, text, options).map_err(|error| vec![unreadable(&error)])?;
+    let mut reader = Reader { problems: Vec::new() };
+    let catalogue = reader.catalogue(&root);
+    match catalogue {
+        Some(catalogue) if reader.problems.is_empty() => Ok(catalogue),
+        _ => {
+            reader.problems.sort_by_key(|problem| (problem.line, problem.column));
+            Err(reader.problems)
+        }
+    }
+}
+
+fn unreadable(error: &LoadError) -> Problem {
+    let (at, message) = match error {
+        LoadError::TopLevelMustBeMapping(at) => (*at, "the file must be a mapping of `default_tier`, `tiers` and so on".to_owned()),
+        LoadError::TopLevelMustBeSequence(at) => (*at, "the file must be a mapping".to_owned()),
+        LoadError::UnexpectedAnchor(at) => (*at, "anchors and aliases (&, *) are not read here; write the value out".to_owned()),
+        LoadError::MappingKeyMustBeScalar(at) => (*at, "a key must be a plain word".to_owned()),
+        LoadError::UnexpectedTag(at) => (*at, "tags (!) are not read here; remove it".to_owned()),
+        LoadError::ScanError(at, fault) => (*at, format!("this is not YAML: {}", fault.info())),
+        LoadError::DuplicateKey(keys) => {
+            let first = keys.prev_key.span().start().map_or(0, |at| at.line());
+            let message = format!("`{}` is given twice, first in line {first}; keep one", keys.key.as_str());
+            return Problem { message, ..place(keys.key.span()) };
+        }
+    };
+    Problem { line: at.line(), column: at.column(), message }
+}
+
+fn place(span: &Span) -> Problem {
+    let (line, column) = span.start().map_or((1, 1), |at| (at.line(), at.column()));
+    Problem { line, column, message: String::new() }
+}
+
+/// The values of a mapping by key; the keys are known ones.
+type Fields<'a> = HashMap<&'a str, &'a Node>;
+
+/// Goes on after a fault, so that the operator sees all of them at once.
+struct Reader {
+    problems: Vec<Problem>,
+}
+
+impl Reader {
+    fn problem(&mut self, span: &Span, message: impl Into<String>) {
+        self.problems.push(Problem { message: message.into(), ..place(span) });
+    }
+
+    fn catalogue(&mut self, root: &Node) -> Option<Catalogue> {
+        const KEYS: &[&str] = &["default_tier", "upgrade_url", "contact_url", "pause_collection", "global", "tiers"];
+        let fields = self.fields(root, "the file", KEYS)?;
+        let tiers = self.tiers(fields.get("tiers").copied(), root.span());
+        let default_tier = self.default_tier(fields.get("default_tier").copied(), &tiers, root.span());
+        let global = fields.get("global").and_then(|node| self.global(node, &tiers));
+        let upgrade_url = match fields.get("upgrade_url").copied() {
+            Some(node) => self.parsed(node, "upgrade_url", UrlTemplate::parse),
+            None => UrlTemplate::parse(UPGRADE_URL_DEFAULT).ok(),
+        };
+        let contact_url = fields.get("contact_url").and_then(|node| self.parsed(node, "contact_url", contact_url));
+        let paused_collection = match fields.get("pause_collection").copied() {
+            Some(node) => self.parsed(node, "pause_collection", |text| match text {
+                "keep" => Ok(PausedCollection::Keep),
+                "suspend" => Ok(PausedCollection::Suspend),
+                _ => Err("must be keep (a paused collection keeps the tier) or suspend (the default tier holds)".to_owned()),
+            })?,
+            None => PausedCollection::Keep,
+        };
+        let links = Links { upgrade_url: upgrade_url?, contact_url, paused_collection };
+        Catalogue::new(tiers.into_iter().map(|(tier, _)| tier).collect(), &default_tier?, global, links)
+    }
+
+    fn default_tier(&mut self, node: Option<&Node>, tiers: &[(Tier, Span)], root: &Span) -> Option<String> {
+        let Some(node) = node else {
+            self.problem(root, "`default_tier` is missing; name the tier of users who pay for nothing");
+            return None;
+        };
+        let name = self.scalar(node, "default_tier")?.as_str().to_owned();
+        if tiers.iter().any(|(tier, _)| tier.name == name) {
+            return Some(name);
+        }
+        let names: Vec<&str> = tiers.iter().map(|(tier, _)| tier.name.as_str()).collect();
+        let message = format!("`default_tier` names `{name}`, which is not a tier; use one of {}", names.join(", "));
+        self.problem(node.span(), message);
+        None
+    }
+
+    fn tiers(&mut self, node: Option<&Node>, root: &Span) -> Vec<(Tier, Span)> {
+        let Some(node) = node else {
+            self.problem(root, "`tiers` is missing; describe at least one tier below it");
+            return Vec::new();
+        };
+        let Some(mapping) = node.as_mapping() else {
+            self.problem(node.span(), "`tiers` must be a mapping from each tier's name to its description");
+            return Vec::new();
+        };
+        if mapping.is_empty() {
+            self.problem(node.span(), "`tiers` is empty; describe at least one tier");
+        }
+        let mut claims = Claims::default();
+        let mut tiers: Vec<(Tier, Span)> = Vec::new();
+        for (name, node) in mapping.iter() {
+            let Some(tier) = self.tier(name, node, &mut claims) else { continue };
+            if let Some((other, _)) = tiers.iter().find(|(other, _)| other.rank == tier.rank) {
+                let message = format!(
+                    "tier `{}` has the rank {} of tier `{}`; give each tier its own, the dearer the higher",
+                    tier.name, tier.rank, other.name
+                );
+                self.problem(name.span(), message);
+            }
+            tiers.push((tier, *name.span()));
+        }
+        tiers
+    }
+
+    fn tier(&mut self, name: &MarkedScalarNode, node: &Node, claims: &mut Claims) -> Option<Tier> {
+        const KEYS: &[&str] = &[
+            "rank", "monthly_price", "budgets", "policy", "thresholds", "degrade_to", "grace_days", "prices", "lookup_keys", "products",
+        ];
+        let label = format!("tier `{}`", name.as_str());
+        if name.is_empty() || NAME_BYTES_MAX < name.len() || name.chars().any(char::is_control) {
+            self.problem(name.span(), "a tier's name has 1 to 255 bytes and no control characters");
+        }
+        let fields = self.fields(node, &label, KEYS)?;
+        let rank = match fields.get("rank").copied() {
+            Some(node) => self.parsed(node, "rank", |text| text.parse::<i64>().map_err(|_| "must be a whole number".to_owned())),
+            None => {
+                self.problem(name.span(), format!("{label} has no `rank`; give a whole number, higher for the dearer tier"));
+                None
+            }
+        };
+        let monthly_price = fields.get("monthly_price").map(|node| self.money(node, "monthly_price"));
+        let budgets = self.budgets(&fields, &label, name.span());
+        let fallbacks = fields.get("degrade_to").and_then(|node| self.fallbacks(node)).unwrap_or_default();
+        if budgets.as_ref().is_some_and(|budgets| budgets.thresholds.degrade.is_some()) && fallbacks.default.is_none() {
+            let message = format!("{label} degrades, so `degrade_to` needs a `default`: the model to go on with where no other is named");
+            self.problem(name.span(), message);
+        }
+        let grace_days = match fields.get("grace_days").copied() {
+            Some(node) => self.parsed(node, "grace_days", |text| match text.parse() {
+                Ok(days) if days <= GRACE_DAYS_MAX => Ok(days),
+                _ => Err(format!("must be a whole number of days from 0 to {GRACE_DAYS_MAX}")),
+            })?,
+            None => GRACE_DAYS_DEFAULT,
+        };
+        let mut list = |key: &'static str, kind: &'static str| {
+            let names = fields.get(key).map(|node| self.names(node, key)).unwrap_or_default();
+            names.into_iter().filter_map(|node| self.claim(claims, kind, node, name.as_str())).collect::<Vec<_>>()
+        };
+        let sold_as = SoldAs {
+            prices: list("prices", "price"),
+            lookup_keys: list("lookup_keys", "lookup key"),
+            products: list("products", "product"),
+        };
+        let monthly_price = monthly_price.unwrap_or(Some(Money::ZERO))?;
+        Some(Tier { name: name.as_str().to_owned(), rank: rank?, monthly_price, budgets: budgets?, grace_days, fallbacks, sold_as })
+    }
+
+    /// A price buys one tier only.
+    fn claim(&mut self, claims: &mut Claims, kind: &'static str, node: &MarkedScalarNode, tier: &str) -> Option<String> {
+        let id = node.as_str().to_owned();
+        let line = node.span().start().map_or(0, |at| at.line());
+        if let Some((other, first)) = claims.0.get(&(kind, id.clone())) {
+            let message = format!("{kind} `{id}` is claimed by tier `{other}` in line {first} already; it can buy one tier only");
+            self.problem(node.span(), message);
+            return None;
+        }
+        claims.0.insert((kind, id.clone()), (tier.to_owned(), line));
+        Some(id)
+    }
+
+    fn global(&mut self, node: &Node, tiers: &[(Tier, Span)]) -> Option<Budgets> {
+        let fields = self.fields(node, "`global`", &["budgets", "policy", "thresholds"])?;
+        let budgets = self.budgets(&fields, "`global`", node.span())?;
+        if budgets.limits.contains_key(&Period::Billing) {
+            self.problem(node.span(), "`global` has no subscription, so it has no `billing` period; use monthly");
+        }
+        for (tier, span) in tiers.iter().filter(|(tier, _)| tier.fallbacks.default.is_none()) {
+            if budgets.thresholds.degrade.is_some() {
+                let message = format!("`global` degrades, so tier `{}` needs `degrade_to` with a `default`", tier.name);
+                self.problem(span, message);
+            }
+        }
+        Some(budgets)
+    }
+
+    fn budgets(&mut self, fields: &Fields<'_>, label: &str, span: &Span) -> Option<Budgets> {
+        let mut limits = BTreeMap::new();
+        match fields.get("budgets").copied() {
+            None => self.problem(span, format!("{label} has no `budgets`; give limits such as `daily: 1.00`, or `{{}}` for none")),
+            Some(node) => {
+                for (name, value) in self.mapping(node, "budgets")? {
+                    let Some(period) = Period::parse(name.as_str()) else {
+                        let names = Period::ALL.map(Period::name);
+                        let message = format!("`{}` is not a period; {}", name.as_str(), instead(name.as_str(), &names));
+                        self.problem(name.span(), message);
+                        continue;
+                    };
+                    if let Some(limit) = self.money(value, name.as_str()) {
+                        limits.insert(period, limit);
+                    }
+                }
+            }
+        }
+        Some(Budgets { limits, thresholds: self.thresholds(fields, label, span)? })
+    }
+
+    fn thresholds(&mut self, fields: &Fields<'_>, label: &str, span: &Span) -> Option<Thresholds> {
+        let preset = match fields.get("policy").copied() {
+            Some(node) => {
+                let policy = self.parsed(node, "policy", |text| {
+                    let names = Policy::ALL.map(Policy::name);
+                    let found = Policy::ALL.into_iter().find(|policy| policy.name() == text);
+                    found.ok_or_else(|| format!("`{text}` is not a policy; {}", instead(text, &names)))
+                })?;
+                policy.thresholds()
+            }
+            None if fields.contains_key("thresholds") => Thresholds { warn: None, degrade: None, block: None },
+            None => {
+                let message = format!("{label} has no `policy`; use one of strict, graceful, soft, monitor, or write `thresholds`");
+                self.problem(span, message);
+                return None;
+            }
+        };
+        let Some(node) = fields.get("thresholds").copied() else { return Some(preset) };
+        let overrides = self.fields(node, "`thresholds`", &["warn", "degrade", "block"])?;
+        let mut at = |key: &str, inherited: Option<Percent>| match overrides.get(key).copied() {
+            Some(node) => self.percent(node, key),
+            None => Some(inherited),
+        };
+        let (warn, degrade, block) = (at("warn", preset.warn), at("degrade", preset.degrade), at("block", preset.block));
+        let thresholds = Thresholds { warn: warn?, degrade: degrade?, block: block? };
+        let given = [("warn", thresholds.warn), ("degrade", thresholds.degrade), ("block", thresholds.block)];
+        let mut before: Option<(&str, Percent)> = None;
+        for (name, percent) in given.into_iter().filter_map(|(name, percent)| Some((name, percent?))) {
+            if let Some((milder, lower)) = before.filter(|(_, lower)| percent < *lower) {
+                let (lower, percent) = (percent_text(lower), percent_text(percent));
+                let message = format!(
+                    "{label}: thresholds descend: `{milder}` at {lower} % comes after `{name}` at {percent} %; \
+                     they must ascend from warn over degrade to block"
+                );
+                self.problem(node.span(), message);
+                return None;
+            }
+            before = Some((name, percent));
+        }
+        Some(thresholds)
+    }
+
+    /// `Some(None)` is a written `null`: never.
+    fn percent(&mut self, node: &Node, key: &str) -> Option<Option<Percent>> {
+        if node.as_scalar().is_some_and(|scalar| scalar.may_coerce() && matches!(scalar.as_str(), "null" | "~" | "")) {
+            return Some(None);
+        }
+        self.parsed(node, key, |text| {
+            let fault = || format!("must be a percentage of the limit from 0 to {PERCENT_MAX} with at most two decimals, or null");
+            let (whole, decimals) = text.split_once('.').unwrap_or((text, "0"));
+            let digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+            if !digits(whole) || !digits(decimals) || 2 < decimals.len() {
+                return Err(fault());
+            }
+            let hundredths = format!("{decimals:0<2}").parse::<u32>().map_err(|_| fault())?;
+            match whole.parse::<u32>() {
+                Ok(whole) if whole < PERCENT_MAX || (whole == PERCENT_MAX && hundredths == 0) => Ok(Percent(whole * 100 + hundredths)),
+                _ => Err(fault()),
+            }
+        })
+        .map(Some)
+    }
+
+    fn fallbacks(&mut self, node: &Node) -> Option<Fallbacks> {
+        let mut fallbacks = Fallbacks::default();
+        for (model, value) in self.mapping(node, "degrade_to")? {
+            let Some(cheaper) = self.name(value, model.as_str()) else { continue };
+            if model.as_str() == "default" {
+                fallbacks.default = Some(cheaper);
+            } else {
+                fallbacks.by_model.insert(model.as_str().to_owned(), cheaper);
+            }
+        }
+        Some(fallbacks)
+    }
+
+    fn names<'a>(&mut self, node: &'a Node, key: &str) -> Vec<&'a MarkedScalarNode> {
+        let Some(items) = node.as_sequence() else {
+            self.problem(node.span(), format!("`{key}` must be a list, as in `{key}: [one, two]`"));
+            return Vec::new();
+        };
+        let mut names = Vec::new();
+        for item in items.iter() {
+            if self.name(item, key).is_some() {
+                names.extend(item.as_scalar());
+            }
+        }
+        names
+    }
+
+    fn name(&mut self, node: &Node, key: &str) -> Option<String> {
+        self.parsed(node, key, |text| {
+            if text.is_empty() || NAME_BYTES_MAX < text.len() || text.chars().any(char::is_control) {
+                return Err(format!("must have 1 to {NAME_BYTES_MAX} bytes and no control characters"));
+            }
+            Ok(text.to_owned())
+        })
+    }
+
+    fn money(&mut self, node: &Node, key: &str) -> Option<Money> {
+        self.parsed(node, key, |text| Money::parse(text).map_err(|error| error.to_string()))
+    }
+
+    fn parsed<T>(&mut self, node: &Node, key: &str, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
+        let scalar = self.scalar(node, key)?;
+        match parse(scalar.as_str()) {
+            Ok(value) => Some(value),
+            Err(why) => {
+                self.problem(scalar.span(), format!("`{key}: {}` {why}", scalar.as_str()));
+                None
+            }
+        }
+    }
+
+    fn scalar<'a>(&mut self, node: &'a Node, key: &str) -> Option<&'a MarkedScalarNode> {
+        if node.as_scalar().is_none() {
+            self.problem(node.span(), format!("`{key}` must be a single value"));
+        }
+        node.as_scalar()
+    }
+
+    fn mapping<'a>(&mut self, node: &'a Node, key: &str) -> Option<impl Iterator<Item = (&'a MarkedScalarNode, &'a Node)> + use<'a>> {
+        if node.as_mapping().is_none() {
+            self.problem(node.span(), format!("`{key}` must be a mapping, as in `{key}: {{ name: value }}`"));
+        }
+        node.as_mapping().map(|mapping| mapping.iter())
+    }
+
+    /// The mapping's values by key. An unknown key is a fault, since a misspelt limit would be no limit.
+    fn fields<'a>(&mut self, node: &'a Node, label: &str, known: &[&str]) -> Option<Fields<'a>> {
+        let Some(mapping) = node.as_mapping() else {
+            self.problem(node.span(), format!("{label} must be a mapping of {}", known.join(", ")));
+            return None;
+        };
+        for (key, _) in mapping.iter().filter(|(key, _)| !known.contains(&key.as_str())) {
+            self.problem(key.span(), format!("{label} has no key `{}`; {}", key.as_str(), instead(key.as_str(), known)));
+        }
+        Some(mapping.iter().map(|(key, node)| (key.as_str(), node)).collect())
+    }
+}
+
+/// Which tier claimed a price (lookup key, product) first, and in which line.
+#[derive(Default)]
+struct Claims(HashMap<(&'static str, String), (String, usize)>);
+
+fn contact_url(text: &str) -> Result<String, String> {
+    let starts = ["https://", "http://", "mailto:"];
+    if starts.iter().any(|start| text.starts_with(start)) && !text.chars().any(|c| c.is_control() || c.is_whitespace()) {
+        return Ok(text.to_owned());
+    }
+    Err("must begin with https://, http:// or mailto: and have no white space".to_owned())
+}
+
+fn percent_text(percent: Percent) -> String {
+    match percent.0 % 100 {
+        0 => (percent.0 / 100).to_string(),
+        hundredths => format!("{}.{hundredths:02}", percent.0 / 100),
+    }
+}
+
+/// What would be right instead of `word`.
+fn instead(word: &str, known: &[&str]) -> String {
+    let alike = known.iter().map(|name| (strsim::jaro_winkler(word, name), *name)).max_by(|a, b| a.0.total_cmp(&b.0));
+    let list = known.join(", ");
+    match alike {
+        Some((likeness, name)) if ALIKE <= likeness => format!("did you mean `{name}`? Known are {list}"),
+        _ => format!("use one of {list}"),
+    }
+}

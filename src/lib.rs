@@ -1,0 +1,3 @@
+//! Spendgate keeps an AI product's users inside the spending limits that their Stripe plan buys.
+
+pub mod domain;
