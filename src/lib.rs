@@ -1,3 +1,10 @@
 //! Spendgate keeps an AI product's users inside the spending limits that their Stripe plan buys.
 
+pub mod cli;
+pub mod config;
 pub mod domain;
+pub mod http;
+pub mod meter;
+pub mod store;
+pub mod stripe;
+pub mod sync;

@@ -1,1 +1,49 @@
-fn main() {}
+//! The command line. The only clock, environment and source of randomness.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Parser;
+use spendgate::cli::{Cli, Machine};
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    // A missing .env is the usual case; a broken one is told.
+    if let Err(error) = dotenvy::dotenv()
+        && !error.not_found()
+    {
+        return fail(&format!(".env: {error}"));
+    }
+    let cli = Cli::parse();
+    let filter = match std::env::var("RUST_LOG").ok().filter(|text| !text.is_empty()) {
+        None => EnvFilter::new("info"),
+        Some(text) => match EnvFilter::try_new(text) {
+            Ok(filter) => filter,
+            Err(error) => return fail(&format!("RUST_LOG: {error}; a level such as info or debug would do")),
+        },
+    };
+    let ansi = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
+    let machine = Machine {
+        clock: Arc::new(chrono::Utc::now),
+        random: || {
+            let mut bytes = [0; 32];
+            getrandom::fill(&mut bytes)?;
+            Ok(bytes)
+        },
+        environment: |name| std::env::var(name).ok(),
+    };
+    match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(cli.run(machine)),
+        Err(error) => fail(&format!("the runtime cannot start: {error}")),
+    }
+}
+
+/// A wrong setting ends with 2, as it does in every command.
+fn fail(message: &str) -> ExitCode {
+    use std::io::Write;
+    // Nobody is left to be told if standard error is closed.
+    let _ = writeln!(std::io::stderr(), "spendgate: {message}");
+    ExitCode::from(2)
+}

@@ -149,10 +149,15 @@ impl UrlTemplate {
         Ok(Self(text.to_owned()))
     }
 
+    /// Whether it leads to this service itself.
+    pub fn is_below_us(&self) -> bool {
+        self.0.starts_with('/')
+    }
+
     /// The URL itself; what is filled in is percent-encoded. `public_url` has no slash at its end.
     pub fn fill(&self, public_url: &str, tier: &str, to: &str, user_id: &UserId) -> String {
         let encoded = |value: &str| utf8_percent_encode(value, VALUE).to_string();
-        let base = if self.0.starts_with('/') { public_url } else { "" };
+        let base = if self.is_below_us() { public_url } else { "" };
         let mut url = base.to_owned();
         for (index, part) in self.0.split('{').enumerate() {
             match part.split_once('}').filter(|_| 0 < index) {

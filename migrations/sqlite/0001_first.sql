@@ -1,0 +1,100 @@
+-- Amounts are whole nano-dollars, times are microseconds since 1970-01-01 UTC, days are days since then.
+
+CREATE TABLE users (
+    user_id        TEXT    NOT NULL PRIMARY KEY,
+    -- Whom Stripe bills. A user without an account of several users stands alone: it is his own id.
+    account_id     TEXT    NOT NULL,
+    created_at     INTEGER NOT NULL,
+    -- The sums of all his usage, ever.
+    spent          INTEGER NOT NULL DEFAULT 0,
+    entries        INTEGER NOT NULL DEFAULT 0,
+    manual_tier    TEXT,
+    manual_reason  TEXT,
+    manual_set_at  INTEGER,
+    manual_ends_at INTEGER
+) STRICT, WITHOUT ROWID;
+
+-- One Stripe customer each, as far as events told; kept also while nobody is bound to it.
+CREATE TABLE customers (
+    customer   TEXT    NOT NULL PRIMARY KEY,
+    account_id TEXT UNIQUE,
+    -- The JSON of domain::subscription::Customer.
+    state      TEXT    NOT NULL,
+    updated_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE usage (
+    seq           INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    id            TEXT    NOT NULL UNIQUE,
+    user_id       TEXT    NOT NULL,
+    cost          INTEGER NOT NULL CHECK (0 <= cost),
+    happened_at   INTEGER NOT NULL,
+    recorded_at   INTEGER NOT NULL,
+    model         TEXT,
+    provider      TEXT,
+    input_tokens  INTEGER,
+    output_tokens INTEGER,
+    metadata      TEXT,
+    -- What makes two bodies under one id the same body.
+    fingerprint   BLOB    NOT NULL
+) STRICT;
+
+CREATE INDEX usage_by_user ON usage (user_id, happened_at, seq);
+
+CREATE TABLE spend_by_day (
+    user_id       TEXT    NOT NULL,
+    day           INTEGER NOT NULL,
+    -- Empty where the usage named none.
+    model         TEXT    NOT NULL,
+    spent         INTEGER NOT NULL,
+    entries       INTEGER NOT NULL,
+    input_tokens  INTEGER NOT NULL,
+    output_tokens INTEGER NOT NULL,
+    PRIMARY KEY (user_id, day, model)
+) STRICT, WITHOUT ROWID;
+
+-- All users together.
+CREATE TABLE spend_by_day_of_all (
+    day     INTEGER NOT NULL PRIMARY KEY,
+    spent   INTEGER NOT NULL,
+    entries INTEGER NOT NULL
+) STRICT;
+
+-- Every Stripe event that was received, once each, with its body as it came.
+CREATE TABLE inbox (
+    seq         INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    event_id    TEXT    NOT NULL UNIQUE,
+    kind        TEXT    NOT NULL,
+    customer    TEXT,
+    received_at INTEGER NOT NULL,
+    applied_at  INTEGER NOT NULL,
+    -- applied, kept, stale, noted, ignored, parked, unreadable
+    state       TEXT    NOT NULL,
+    -- One sentence: what it did.
+    effect      TEXT    NOT NULL,
+    -- A JSON list of {code, detail}: what somebody should look at.
+    alerts      TEXT    NOT NULL,
+    body        BLOB    NOT NULL
+) STRICT;
+
+CREATE TABLE api_keys (
+    key_id     TEXT    NOT NULL PRIMARY KEY,
+    name       TEXT    NOT NULL,
+    digest     BLOB    NOT NULL UNIQUE,
+    -- Comma-separated: check, write, admin.
+    scopes     TEXT    NOT NULL,
+    created_at INTEGER NOT NULL,
+    revoked_at INTEGER
+) STRICT, WITHOUT ROWID;
+
+-- What operators changed by hand.
+CREATE TABLE audit (
+    seq     INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    at      INTEGER NOT NULL,
+    key_id  TEXT    NOT NULL,
+    user_id TEXT    NOT NULL,
+    change  TEXT    NOT NULL,
+    reason  TEXT
+) STRICT;
+
+CREATE INDEX audit_by_user ON audit (user_id, seq);

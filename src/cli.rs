@@ -1,0 +1,141 @@
+//! The command line: a file for each command.
+
+mod check_config;
+mod demo;
+mod keys;
+mod replay;
+pub mod serve;
+mod status;
+mod table;
+
+use std::fmt;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+
+use crate::config::Config;
+use crate::domain::catalogue::Catalogue;
+use crate::domain::tiers_file;
+use crate::meter::Clock;
+
+/// The catalogue that is used where there is no file: the tiers.yaml of the repository.
+const BUILT_IN_TIERS: &str = include_str!("../tiers.yaml");
+const TIERS_FILE: &str = "tiers.yaml";
+
+/// What the process gets from the machine: `main` makes the real one.
+#[derive(Clone)]
+pub struct Machine {
+    pub clock: Clock,
+    /// 256 bits that nobody can guess.
+    pub random: fn() -> anyhow::Result<[u8; 32]>,
+    pub environment: fn(&str) -> Option<String>,
+}
+
+impl fmt::Debug for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Machine(…)")
+    }
+}
+
+/// Stripe-synced spend limits for AI products: ask before each model call, and get ALLOW, WARN, DEGRADE or BLOCK.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 120, after_help = AFTER_HELP)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+const AFTER_HELP: &str = "Without a command, `serve`. Settings come from the environment and from .env; .env.example describes them.\n\n\
+Exit codes: 0 done; 1 failed; 2 the command line, a setting or tiers.yaml is wrong; 3 `status` of a user who is blocked.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start the service (SQLite in DATA_DIR unless told otherwise) and print where it listens.
+    Serve,
+    /// Show it all in a minute: a real server on a temporary database, real signed events, three users who spend.
+    Demo(demo::Args),
+    /// Sign and post recorded Stripe events to a running service, and print what each was answered.
+    Replay(replay::Args),
+    /// Check the settings and tiers.yaml, and say what is wrong with them.
+    CheckConfig,
+    /// Show a user's tier, budgets and what a check would answer now.
+    Status(status::Args),
+    /// Make, list and revoke API keys.
+    #[command(subcommand)]
+    Keys(keys::Keys),
+}
+
+/// Something that the operator wrote is wrong; the process ends with 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Misconfigured(String);
+
+impl Cli {
+    /// Runs the command; errors are told on standard error.
+    pub async fn run(self, machine: Machine) -> ExitCode {
+        let done = match self.command.unwrap_or(Command::Serve) {
+            Command::Serve => serve::run(machine).await.map(|()| ExitCode::SUCCESS),
+            Command::Demo(args) => demo::run(args, machine).await.map(|()| ExitCode::SUCCESS),
+            Command::Replay(args) => replay::run(args, &machine).await,
+            Command::CheckConfig => check_config::run(&machine).map(|()| ExitCode::SUCCESS),
+            Command::Status(args) => status::run(args, machine).await,
+            Command::Keys(keys) => keys::run(keys, &machine).await.map(|()| ExitCode::SUCCESS),
+        };
+        done.unwrap_or_else(|error| {
+            // Nobody is left to be told if standard error is closed.
+            let _ = writeln!(std::io::stderr(), "spendgate: {error:#}");
+            ExitCode::from(if error.is::<Misconfigured>() { 2 } else { 1 })
+        })
+    }
+}
+
+/// Writes a line to standard output. A reader that has gone away (`| head`) is no error.
+fn say(line: impl fmt::Display) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+fn read_config(machine: &Machine) -> anyhow::Result<Config> {
+    Config::read(machine.environment).map_err(|error| Misconfigured(error.to_string()).into())
+}
+
+/// Where a catalogue comes from.
+#[derive(Debug)]
+enum TiersSource {
+    File(PathBuf),
+    BuiltIn,
+}
+
+impl fmt::Display for TiersSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "{}", path.display()),
+            Self::BuiltIn => f.write_str("built-in tiers.yaml"),
+        }
+    }
+}
+
+fn read_catalogue(config: &Config) -> anyhow::Result<(Catalogue, TiersSource)> {
+    let source = match &config.tiers_file {
+        Some(path) => TiersSource::File(path.clone()),
+        None if Path::new(TIERS_FILE).exists() => TiersSource::File(PathBuf::from(TIERS_FILE)),
+        None => TiersSource::BuiltIn,
+    };
+    let text = match &source {
+        TiersSource::File(path) => {
+            std::fs::read_to_string(path).map_err(|error| Misconfigured(format!("TIERS_FILE: {} cannot be read: {error}", path.display())))?
+        }
+        TiersSource::BuiltIn => BUILT_IN_TIERS.to_owned(),
+    };
+    let catalogue = tiers_file::read(&text).map_err(|problems| {
+        let lines: Vec<String> = problems.iter().map(|problem| format!("{source}:{problem}")).collect();
+        Misconfigured(format!("the tiers are refused\n{}", lines.join("\n")))
+    })?;
+    Ok((catalogue, source))
+}
+
+fn built_in_catalogue() -> anyhow::Result<Catalogue> {
+    tiers_file::read(BUILT_IN_TIERS).ok().context("the built-in tiers.yaml is refused")
+}

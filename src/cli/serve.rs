@@ -1,0 +1,154 @@
+//! `spendgate serve`, and the server that `demo` and tests start too.
+
+use std::fs::{self, File, TryLockError};
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tracing::{info, warn};
+
+use super::{Machine, Misconfigured, read_catalogue, read_config, say};
+use crate::config::{AdminKey, Config};
+use crate::domain::catalogue::Catalogue;
+use crate::http::auth::{ENVIRONMENT_KEY_ID, KeyRing, Scopes, digest, new_key};
+use crate::http::{self, App};
+use crate::meter::Meter;
+use crate::store::keys::StoredKey;
+use crate::store::{Store, keys};
+use crate::sync::Rules;
+
+/// A server that runs.
+#[derive(Debug)]
+pub struct Server {
+    pub address: SocketAddr,
+    /// The first admin key, where this start made it: it is shown once.
+    pub new_admin_key: Option<String>,
+    stop: oneshot::Sender<()>,
+    ended: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Server {
+    /// Opens the store, listens, and serves until [`Server::stop`].
+    pub async fn start(config: &Config, catalogue: Catalogue, machine: &Machine) -> anyhow::Result<Self> {
+        let lock = lock(&config.database)?;
+        let store = Store::open(&config.database).await.with_context(|| format!("{} cannot be opened", config.database.display()))?;
+        let new_admin_key = first_key(&store, config.admin_api_key.as_ref(), machine).await?;
+        let listener = TcpListener::bind(config.listen_addr).await.map_err(|error| match error.kind() {
+            ErrorKind::AddrInUse => Misconfigured(format!("LISTEN_ADDR: {} is in use; choose another port", config.listen_addr)).into(),
+            _ => anyhow::Error::from(error).context(format!("cannot listen on {}", config.listen_addr)),
+        })?;
+        let address = listener.local_addr()?;
+        let catalogue = Arc::new(catalogue);
+        let (meter, writer) = Meter::start(store.clone(), catalogue.clone(), machine.clock.clone());
+        let app = Arc::new(App {
+            store: store.clone(),
+            meter,
+            catalogue,
+            keys: KeyRing::default(),
+            webhook_secrets: config.webhook_secrets.clone(),
+            rules: Rules { livemode: config.stripe.livemode },
+            public_url: config.public_url.clone().unwrap_or_else(|| format!("http://{address}")),
+            clock: machine.clock.clone(),
+        });
+        let (stop, stopped) = oneshot::channel();
+        let ended = tokio::spawn(async move {
+            let router = http::router(app);
+            // An error is a `stop` that was dropped, which means the same.
+            http::serve::serve(listener, router, async { drop(stopped.await) }).await?;
+            // The last holder of the meter is gone with the router, so the writer ends once its queue is done.
+            writer.await?;
+            store.close().await;
+            drop(lock);
+            Ok(())
+        });
+        Ok(Self { address, new_admin_key, stop, ended })
+    }
+
+    /// Finishes what is in flight.
+    pub async fn stop(self) -> anyhow::Result<()> {
+        // The server may have ended by itself.
+        let _ = self.stop.send(());
+        self.ended.await?
+    }
+}
+
+/// One process owns a database file: what it holds in memory would not see another one's writes.
+fn lock(database: &Path) -> anyhow::Result<File> {
+    if let Some(folder) = database.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        fs::create_dir_all(folder).with_context(|| format!("the folder {} cannot be made", folder.display()))?;
+    }
+    let path = database.with_extension("lock");
+    let file = File::create(&path).with_context(|| format!("{} cannot be made", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            let why = format!("{} is served by another process already; stop it, or set another DATA_DIR", database.display());
+            Err(Misconfigured(why).into())
+        }
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("{} cannot be locked", path.display())),
+    }
+}
+
+/// Stores the admin key that came from outside; without one, and without any key at all, makes the first.
+async fn first_key(store: &Store, given: Option<&AdminKey>, machine: &Machine) -> anyhow::Result<Option<String>> {
+    let now = (machine.clock)();
+    let mut tx = store.begin().await?;
+    let mut made = None;
+    if let Some(AdminKey(key)) = given {
+        let stored = StoredKey {
+            key_id: ENVIRONMENT_KEY_ID.to_owned(),
+            name: "ADMIN_API_KEY".to_owned(),
+            scopes: Scopes::admin().text(),
+            created_at: now,
+            revoked_at: None,
+        };
+        keys::put(tx.connection()?, &stored, digest(key)).await?;
+    } else if keys::all(tx.connection()?).await?.is_empty() {
+        let key = new_key((machine.random)()?, "first", &Scopes::admin(), now);
+        keys::put(tx.connection()?, &key.stored, digest(&key.text)).await?;
+        made = Some(key.text);
+    }
+    tx.commit().await?;
+    Ok(made)
+}
+
+pub async fn run(machine: Machine) -> anyhow::Result<()> {
+    let config = read_config(&machine)?;
+    let (catalogue, source) = read_catalogue(&config)?;
+    let server = Server::start(&config, catalogue, &machine).await?;
+    let url = format!("http://{}", server.address);
+    info!(address = %server.address, "listening on {url}; tiers from {source}; data in {}", config.database.display());
+    info!("Stripe is not asked: events are applied as they show (payload mode)");
+    if config.webhook_secrets.is_empty() {
+        warn!("STRIPE_WEBHOOK_SECRETS is not set: POST /webhooks/stripe takes nothing");
+    }
+    let key = match &server.new_admin_key {
+        Some(key) => {
+            say(format_args!("The first admin key, shown this once: {key}"));
+            key.as_str()
+        }
+        None => "$SPENDGATE_KEY",
+    };
+    say(format_args!("Spendgate listens on {url}. Next:"));
+    say(format_args!("  curl -H 'Authorization: Bearer {key}' '{url}/v1/users/u_42/enforcement?model=gpt-4o&estimated_cost=0.03'"));
+    until_told().await?;
+    info!("stopping: finishing what is in flight");
+    server.stop().await?;
+    info!("stopped");
+    Ok(())
+}
+
+/// Waits for SIGTERM or Ctrl-C.
+pub async fn until_told() -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    }
+}

@@ -1,0 +1,187 @@
+//! The environment, read once, parsed at the door. `.env.example` says what each variable is for.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use crate::stripe::signature::Secret;
+
+/// An admin key given from outside must be as hard to guess as one of ours.
+const ADMIN_KEY_BYTES_MIN: usize = 32;
+const DATABASE_FILE: &str = "spendgate.db";
+const STRIPE_API_BASE: &str = "https://api.stripe.com";
+
+/// What the operator set, checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub listen_addr: SocketAddr,
+    pub data_dir: PathBuf,
+    /// The SQLite file.
+    pub database: PathBuf,
+    /// `None`: `./tiers.yaml` where it is there, else the built-in catalogue.
+    pub tiers_file: Option<PathBuf>,
+    /// Empty: no delivery can be verified, so none is taken.
+    pub webhook_secrets: Vec<Secret>,
+    pub stripe: StripeConfig,
+    pub admin_api_key: Option<AdminKey>,
+    /// Without a slash at its end; `None` is where the service turns out to listen.
+    pub public_url: Option<String>,
+}
+
+/// How Stripe is known. This version applies what events show and does not ask Stripe: the key says only which mode events
+/// must have.
+#[derive(Clone, Debug)]
+pub struct StripeConfig {
+    /// `Some(true)`: a live key is set; `Some(false)`: one of a sandbox or of test mode.
+    pub livemode: Option<bool>,
+    pub api_base: String,
+}
+
+/// A key given from outside. It is never shown.
+#[derive(Clone)]
+pub struct AdminKey(pub String);
+
+impl std::fmt::Debug for AdminKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("AdminKey(…)")
+    }
+}
+
+/// A value that makes no sense. The value itself is not repeated: it may be a secret.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{name}: {why}")]
+pub struct ConfigError {
+    pub name: &'static str,
+    pub why: String,
+}
+
+fn fault(name: &'static str, why: impl Into<String>) -> ConfigError {
+    ConfigError { name, why: why.into() }
+}
+
+impl Config {
+    /// `lookup` is the environment. A variable that is set to nothing counts as not set.
+    pub fn read(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+        let get = |name: &str| lookup(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
+        let data_dir = PathBuf::from(get("DATA_DIR").unwrap_or_else(|| "data".to_owned()));
+        Ok(Self {
+            listen_addr: listen_addr(get("LISTEN_ADDR"))?,
+            database: database(get("DATABASE_URL"), &data_dir)?,
+            data_dir,
+            tiers_file: get("TIERS_FILE").map(PathBuf::from),
+            webhook_secrets: webhook_secrets(get("STRIPE_WEBHOOK_SECRETS"))?,
+            stripe: StripeConfig { livemode: livemode(get("STRIPE_API_KEY"))?, api_base: url("STRIPE_API_BASE", get("STRIPE_API_BASE"))?.unwrap_or_else(|| STRIPE_API_BASE.to_owned()) },
+            admin_api_key: admin_api_key(get("ADMIN_API_KEY"))?,
+            public_url: url("PUBLIC_URL", get("PUBLIC_URL"))?,
+        })
+    }
+}
+
+fn listen_addr(value: Option<String>) -> Result<SocketAddr, ConfigError> {
+    let value = value.unwrap_or_else(|| "127.0.0.1:8080".to_owned());
+    value.parse().map_err(|_| fault("LISTEN_ADDR", "must be an address and a port, as in 127.0.0.1:8080 or [::]:8080"))
+}
+
+fn database(value: Option<String>, data_dir: &std::path::Path) -> Result<PathBuf, ConfigError> {
+    let Some(value) = value else { return Ok(data_dir.join(DATABASE_FILE)) };
+    let path = value.strip_prefix("sqlite://").or_else(|| value.strip_prefix("sqlite:"));
+    match path {
+        Some(path) if !path.is_empty() && !path.starts_with(":memory:") && !path.contains('?') => Ok(PathBuf::from(path)),
+        _ => Err(fault("DATABASE_URL", "must be sqlite:<path of a file>, as in sqlite:data/spendgate.db; this version keeps its data in SQLite only")),
+    }
+}
+
+fn webhook_secrets(value: Option<String>) -> Result<Vec<Secret>, ConfigError> {
+    let value = value.unwrap_or_default();
+    let parts = value.split(',').map(str::trim).filter(|part| !part.is_empty());
+    parts.map(|part| {
+        let well_formed = part.starts_with("whsec_") && part.len() > "whsec_".len() && part.chars().all(|c| c.is_ascii_graphic());
+        let secret = Secret::new(part).filter(|_| well_formed);
+        secret.ok_or_else(|| fault("STRIPE_WEBHOOK_SECRETS", "each secret begins with whsec_; Stripe shows it beside the endpoint, several are separated by commas"))
+    }).collect()
+}
+
+fn livemode(key: Option<String>) -> Result<Option<bool>, ConfigError> {
+    let Some(key) = key else { return Ok(None) };
+    match key.split('_').collect::<Vec<_>>().as_slice() {
+        ["sk" | "rk", "live", _, ..] => Ok(Some(true)),
+        ["sk" | "rk", "test", _, ..] => Ok(Some(false)),
+        ["pk", ..] => Err(fault("STRIPE_API_KEY", "is a publishable key (pk_); use a secret (sk_) or restricted (rk_) one")),
+        _ => Err(fault("STRIPE_API_KEY", "must begin with sk_live_, sk_test_, rk_live_ or rk_test_")),
+    }
+}
+
+fn admin_api_key(value: Option<String>) -> Result<Option<AdminKey>, ConfigError> {
+    match value {
+        Some(key) if key.len() < ADMIN_KEY_BYTES_MIN || !key.chars().all(|c| c.is_ascii_graphic()) => {
+            let why = format!("must have at least {ADMIN_KEY_BYTES_MIN} visible ASCII characters; `openssl rand -hex 32` makes a good one");
+            Err(fault("ADMIN_API_KEY", why))
+        }
+        key => Ok(key.map(AdminKey)),
+    }
+}
+
+/// An origin, perhaps with a path; without the slash at its end.
+fn url(name: &'static str, value: Option<String>) -> Result<Option<String>, ConfigError> {
+    let Some(value) = value else { return Ok(None) };
+    let rest = value.strip_prefix("https://").or_else(|| value.strip_prefix("http://"));
+    let good = rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/') && !rest.contains(['?', '#', '@']))
+        && value.chars().all(|c| c.is_ascii_graphic());
+    if good { Ok(Some(value.trim_end_matches('/').to_owned())) } else { Err(fault(name, "must be a URL such as https://spend.example.com")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(pairs: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        Config::read(|name| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned()))
+    }
+
+    #[test]
+    fn an_empty_environment_works() {
+        for pairs in [&[][..], &[("LISTEN_ADDR", ""), ("STRIPE_API_KEY", " ")][..]] {
+            let config = read(pairs).unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(config.listen_addr.to_string(), "127.0.0.1:8080");
+            assert_eq!(config.database, PathBuf::from("data/spendgate.db"));
+            assert!(config.webhook_secrets.is_empty() && config.stripe.livemode.is_none() && config.public_url.is_none());
+        }
+    }
+
+    #[test]
+    fn values_that_make_no_sense_are_refused_by_name_and_not_repeated() {
+        let check = |name: &'static str, value: &str| {
+            let error = read(&[(name, value)]).err();
+            assert_eq!(error.as_ref().map(|error| error.name), Some(name), "{value}");
+            let told = error.map(|error| error.to_string()).unwrap_or_default();
+            assert!(!told.contains(value), "{told}");
+        };
+        check("LISTEN_ADDR", "localhost");
+        check("LISTEN_ADDR", "127.0.0.1:99999");
+        check("DATABASE_URL", "mysql://x");
+        check("DATABASE_URL", "postgres://user:password@db/spendgate");
+        check("DATABASE_URL", "sqlite::memory:");
+        check("STRIPE_WEBHOOK_SECRETS", "whsec_good,wrong-one");
+        check("STRIPE_API_KEY", "pk_live_123");
+        check("STRIPE_API_KEY", "sk_something");
+        check("STRIPE_API_BASE", "api.stripe.com/v1");
+        check("ADMIN_API_KEY", "short-key");
+        check("PUBLIC_URL", "spend.example.com");
+        check("PUBLIC_URL", "https://spend.example.com/?x");
+    }
+
+    #[test]
+    fn values_are_read() {
+        let config = read(&[
+            ("DATA_DIR", "/var/lib/spendgate"),
+            ("STRIPE_WEBHOOK_SECRETS", "whsec_a, whsec_b,"),
+            ("STRIPE_API_KEY", "rk_test_abc_def"),
+            ("PUBLIC_URL", "https://spend.example.com/"),
+        ]);
+        let config = config.unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(config.database, PathBuf::from("/var/lib/spendgate/spendgate.db"));
+        assert_eq!(config.webhook_secrets.len(), 2);
+        assert_eq!(config.stripe.livemode, Some(false));
+        assert_eq!(config.public_url.as_deref(), Some("https://spend.example.com"));
+        assert!(!format!("{config:?}").contains("whsec_a"));
+    }
+}

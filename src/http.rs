@@ -1,0 +1,78 @@
+//! The doors. A handler reads, asks, answers; HTTP's status codes exist in this room only.
+
+pub mod auth;
+mod body;
+mod enforcement;
+pub mod error;
+mod events;
+mod health;
+mod page;
+pub mod serve;
+mod tiers;
+mod upgrade;
+mod usage;
+mod users;
+mod view;
+mod webhook;
+
+use std::fmt;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::routing::{get, post};
+use chrono::{DateTime, Utc};
+
+use crate::domain::catalogue::Catalogue;
+use crate::meter::{Clock, Meter};
+use crate::store::Store;
+use crate::stripe::signature::Secret;
+use crate::sync::Rules;
+use auth::KeyRing;
+use error::{ErrorCode, Problem};
+
+/// What every door needs.
+pub struct App {
+    pub store: Store,
+    pub meter: Meter,
+    pub catalogue: Arc<Catalogue>,
+    pub keys: KeyRing,
+    /// Empty: the webhook door says so and takes nothing.
+    pub webhook_secrets: Vec<Secret>,
+    pub rules: Rules,
+    /// Where users reach this service; without a slash at its end.
+    pub public_url: String,
+    pub clock: Clock,
+}
+
+impl App {
+    fn now(&self) -> DateTime<Utc> {
+        (self.clock)()
+    }
+}
+
+impl fmt::Debug for App {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("App").finish_non_exhaustive()
+    }
+}
+
+pub fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/v1/users/{user_id}/enforcement", get(enforcement::one))
+        .route("/v1/enforcement", post(enforcement::several))
+        .route("/v1/usage", post(usage::record))
+        .route("/v1/users", get(users::list))
+        .route("/v1/users/{user_id}", get(users::show).put(users::change))
+        .route("/v1/users/{user_id}/usage", get(usage::list))
+        .route("/v1/tiers", get(tiers::list))
+        .route("/v1/events", get(events::list))
+        .route("/v1/events/{event_id}", get(events::show))
+        .route("/v1/events/{event_id}/replay", post(events::replay))
+        .route("/webhooks/stripe", post(webhook::receive))
+        .route("/upgrade", get(upgrade::page))
+        .route("/healthz", get(health::alive))
+        .route("/readyz", get(health::ready))
+        .fallback(async || Problem::new(ErrorCode::NotFound, "there is nothing at this path; docs/API.md lists what there is"))
+        .method_not_allowed_fallback(async || Problem::new(ErrorCode::MethodNotAllowed, "this path takes another method; the Allow header says which"))
+        .with_state(app)
+}

@@ -1,0 +1,178 @@
+//! Reads what a caller sent: bounded, in time, and with the name of the field that is wrong.
+
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{FromRequestParts, Path};
+use axum::http::request::Parts;
+use chrono::{DateTime, Utc};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+
+use super::error::{ErrorCode, Problem};
+use crate::domain::user::UserId;
+
+/// How long a body may take.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The whole body, of at most `limit` bytes.
+pub async fn read(body: Body, limit: usize) -> Result<Bytes, Problem> {
+    match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, limit).collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            Err(Problem::new(ErrorCode::BodyTooLarge, format!("the body has more than {limit} bytes; send less at once")))
+        }
+        Ok(Err(_)) => Err(Problem::new(ErrorCode::MalformedJson, "the body broke off before its end")),
+        Err(_) => Err(Problem::new(ErrorCode::BodyTimeout, format!("the body took more than {} s", BODY_TIMEOUT.as_secs()))),
+    }
+}
+
+/// What one request may ask at once.
+#[derive(Debug)]
+pub enum OneOrMany<T> {
+    One(T),
+    Many(Vec<T>),
+}
+
+impl<T> OneOrMany<T> {
+    /// Reads an object, or an array of 1 to `most` objects.
+    pub fn read(body: &[u8], most: usize) -> Result<Self, Problem>
+    where
+        T: DeserializeOwned,
+    {
+        let text = text(body)?;
+        if !text.starts_with('[') {
+            return object(text, "").map(Self::One);
+        }
+        let raw: Vec<&RawValue> = serde_json::from_str(text).map_err(|error| malformed(&error))?;
+        if raw.is_empty() || most < raw.len() {
+            let detail = format!("the list has {} items; send 1 to {most} at once", raw.len());
+            return Err(Problem::new(ErrorCode::InvalidField, detail));
+        }
+        raw.iter().enumerate().map(|(index, raw)| object(raw.get(), &format!("[{index}]."))).collect::<Result<_, _>>().map(Self::Many)
+    }
+
+    /// The items, and whether the caller sent a list.
+    pub fn into_parts(self) -> (Vec<T>, bool) {
+        match self {
+            Self::One(item) => (vec![item], false),
+            Self::Many(items) => (items, true),
+        }
+    }
+}
+
+/// A body that is one JSON object.
+pub fn one<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+    object(text(body)?, "")
+}
+
+fn text(body: &[u8]) -> Result<&str, Problem> {
+    let text = std::str::from_utf8(body).map_err(|_| Problem::new(ErrorCode::MalformedJson, "the body is not UTF-8"))?;
+    Ok(text.trim_ascii())
+}
+
+/// Fields are named with `prefix` before them. An array is not taken for an object, as serde would.
+fn object<T: DeserializeOwned>(text: &str, prefix: &str) -> Result<T, Problem> {
+    if !text.starts_with('{') {
+        let what = if prefix.is_empty() { "the body".to_owned() } else { format!("`{}`", prefix.trim_end_matches('.')) };
+        return Err(Problem::new(ErrorCode::MalformedJson, format!("{what} is not a JSON object; write {{\"name\": value, …}}")));
+    }
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+        if !error.inner().is_data() {
+            return malformed(error.inner());
+        }
+        named(&without_position(&error.inner().to_string()), &error.path().to_string(), prefix)
+    })?;
+    deserializer.end().map_err(|error| malformed(&error))?;
+    Ok(value)
+}
+
+fn malformed(error: &serde_json::Error) -> Problem {
+    Problem::new(ErrorCode::MalformedJson, format!("the body is not JSON: {error}"))
+}
+
+/// serde says what is wrong in a sentence; the field's name is in it, or in the path to it.
+fn named(message: &str, path: &str, prefix: &str) -> Problem {
+    let quoted = message.split('`').nth(1).unwrap_or_default();
+    let inner = if path == "." { String::new() } else { format!("{path}.") };
+    if message.starts_with("unknown field") {
+        let expected = message.split_once(", ").map(|(_, expected)| expected.to_owned()).unwrap_or_default();
+        return Problem::field(ErrorCode::UnknownField, &format!("{prefix}{quoted}"), format!("is not known here; {expected}"));
+    }
+    if message.starts_with("missing field") {
+        return Problem::field(ErrorCode::MissingField, &format!("{prefix}{quoted}"), "is missing");
+    }
+    if message.starts_with("duplicate field") {
+        return Problem::field(ErrorCode::InvalidField, &format!("{prefix}{quoted}"), "is given twice");
+    }
+    let field = format!("{prefix}{}", inner.trim_end_matches('.'));
+    let why = if message.starts_with("invalid ") { format!("does not fit: {message}") } else { message.to_owned() };
+    Problem::invalid(&field, why)
+}
+
+/// serde_json adds where in the text; the path says it better.
+fn without_position(message: &str) -> String {
+    message.rfind(" at line ").map_or(message, |end| &message[..end]).to_owned()
+}
+
+/// The parameters after the question mark; an unknown one is refused by name.
+#[derive(Debug)]
+pub struct Params<T>(pub T);
+
+impl<T: DeserializeOwned, S: Sync> FromRequestParts<S> for Params<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let query = parts.uri.query().unwrap_or_default();
+        serde_urlencoded::from_str(query).map(Self).map_err(|error| named(&error.to_string(), ".", ""))
+    }
+}
+
+/// The `{user_id}` of a path.
+#[derive(Debug)]
+pub struct UserPath(pub UserId);
+
+impl<S: Sync + Send> FromRequestParts<S> for UserPath {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let not_text = |_| Problem::invalid("user_id", "in the path is not percent-encoded UTF-8");
+        let Path(text) = Path::<String>::from_request_parts(parts, state).await.map_err(not_text)?;
+        UserId::parse(&text).map(Self).map_err(|error| Problem::invalid("user_id", error))
+    }
+}
+
+/// A name that a caller chose: 1 to 255 bytes without control characters.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Name(pub String);
+
+impl TryFrom<String> for Name {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        if text.is_empty() || 255 < text.len() || text.chars().any(char::is_control) {
+            return Err("must have 1 to 255 bytes and no control characters");
+        }
+        Ok(Self(text))
+    }
+}
+
+/// A moment from 1970 to 9999, to the microsecond.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Time(pub DateTime<Utc>);
+
+impl TryFrom<String> for Time {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let time = DateTime::parse_from_rfc3339(&text).map_err(|_| "is not a time; write RFC 3339, as in 2026-01-05T12:00:00Z")?;
+        let micros = time.timestamp_micros();
+        let time = DateTime::from_timestamp_micros(micros).filter(|_| 0 <= micros);
+        time.map(Self).ok_or("is before 1970")
+    }
+}

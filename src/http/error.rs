@@ -1,0 +1,156 @@
+//! One table from errors to HTTP: RFC 9457 problem details with a stable `code`.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use tracing::error;
+
+use crate::domain::ledger::Refusal;
+use crate::meter::WriteError;
+use crate::store::StoreError;
+
+/// When a caller should ask again after a 503, in seconds.
+const RETRY_AFTER_SECONDS: u32 = 1;
+
+/// The stable names of what can go wrong. docs/API.md lists them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorCode {
+    MalformedJson,
+    MissingField,
+    UnknownField,
+    InvalidField,
+    Unauthorized,
+    ForbiddenScope,
+    NotFound,
+    EventNotFound,
+    MethodNotAllowed,
+    BodyTimeout,
+    BodyTooLarge,
+    IdReused,
+    CustomerBound,
+    SignatureMissing,
+    SignatureInvalid,
+    SignatureStale,
+    NotAnEvent,
+    WebhookNotConfigured,
+    Busy,
+    StoreUnavailable,
+}
+
+impl ErrorCode {
+    fn status(self) -> StatusCode {
+        match self {
+            Self::MalformedJson | Self::SignatureMissing | Self::SignatureInvalid | Self::SignatureStale | Self::NotAnEvent => {
+                StatusCode::BAD_REQUEST
+            }
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::ForbiddenScope => StatusCode::FORBIDDEN,
+            Self::NotFound | Self::EventNotFound => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::IdReused | Self::CustomerBound => StatusCode::CONFLICT,
+            Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::MissingField | Self::UnknownField | Self::InvalidField => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::WebhookNotConfigured | Self::Busy | Self::StoreUnavailable => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    fn title(self) -> &'static str {
+        match self {
+            Self::MalformedJson => "The body is not the JSON that this door takes",
+            Self::MissingField => "A field is missing",
+            Self::UnknownField => "A field is not known here",
+            Self::InvalidField => "A field has a value that cannot be",
+            Self::Unauthorized => "An API key is needed",
+            Self::ForbiddenScope => "The API key may not do this",
+            Self::NotFound => "There is nothing here",
+            Self::EventNotFound => "No such event was received",
+            Self::MethodNotAllowed => "The path does not take this method",
+            Self::BodyTimeout => "The body did not arrive in time",
+            Self::BodyTooLarge => "The body is too large",
+            Self::IdReused => "The id was used before with another body",
+            Self::CustomerBound => "The Stripe customer is bound to another user",
+            Self::SignatureMissing => "The delivery is not signed",
+            Self::SignatureInvalid => "The delivery's signature does not match",
+            Self::SignatureStale => "The delivery's signature is too old or too new",
+            Self::NotAnEvent => "The body is not a Stripe event",
+            Self::WebhookNotConfigured => "No webhook secret is configured",
+            Self::Busy => "Too many writes are waiting",
+            Self::StoreUnavailable => "The store is not available",
+        }
+    }
+}
+
+/// An error answer.
+#[derive(Debug, Serialize)]
+pub struct Problem {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    title: &'static str,
+    status: u16,
+    code: ErrorCode,
+    /// What was wrong, and what would be right.
+    detail: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    field: Option<String>,
+}
+
+impl Problem {
+    pub fn new(code: ErrorCode, detail: impl Into<String>) -> Self {
+        Self { kind: "about:blank", title: code.title(), status: code.status().as_u16(), code, detail: detail.into(), field: None }
+    }
+
+    /// `field` as the caller wrote it, as in `cost` or `[3].cost`; `why` follows its name in the sentence.
+    pub fn field(code: ErrorCode, field: &str, why: impl std::fmt::Display) -> Self {
+        Self { field: Some(field.to_owned()), ..Self::new(code, format!("`{field}` {why}")) }
+    }
+
+    /// `is_list`: whether the caller sent a list, and so knows records by their place.
+    pub fn from_write(error: WriteError, is_list: bool) -> Self {
+        let field = |index: usize, name: &str| Some(if is_list { format!("[{index}].{name}") } else { name.to_owned() });
+        match error {
+            WriteError::Refused(Refusal::IdReused { index, id }) => {
+                let detail = format!("under the id `{id}` another body was booked; nothing of this request was");
+                Self { field: field(index, "id"), ..Self::new(ErrorCode::IdReused, detail) }
+            }
+            WriteError::Refused(refusal @ Refusal::TotalOutOfRange { index }) => {
+                let detail = format!("{refusal}; nothing of this request was booked");
+                Self { field: field(index, "cost"), ..Self::new(ErrorCode::InvalidField, detail) }
+            }
+            WriteError::Busy => Self::new(ErrorCode::Busy, "more writes are waiting than can be done soon; nothing of this request was booked"),
+            WriteError::Unconfirmed => {
+                Self::new(ErrorCode::StoreUnavailable, "the database did not confirm; ask again with the same id, which counts once")
+            }
+        }
+    }
+
+    pub fn invalid(field: &str, why: impl std::fmt::Display) -> Self {
+        Self::field(ErrorCode::InvalidField, field, why)
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = self.code.status();
+        let body = serde_json::to_vec(&self).unwrap_or_default();
+        let mut response = (status, body).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECONDS));
+        }
+        if status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(fault: StoreError) -> Self {
+        error!(error = %fault, "{fault}");
+        Self::new(ErrorCode::StoreUnavailable, "the database did not answer; ask again, with the same id if this was a write")
+    }
+}
+

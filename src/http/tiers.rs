@@ -1,0 +1,106 @@
+//! The catalogue, as the operator wrote it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::App;
+use super::auth::{Scope, require};
+use super::error::Problem;
+use crate::domain::catalogue::{Budgets, Percent, Tier};
+use crate::domain::money::Money;
+use crate::domain::period::Period;
+
+#[derive(Debug, Serialize)]
+struct ThresholdsView {
+    warn: Option<Box<RawValue>>,
+    degrade: Option<Box<RawValue>>,
+    block: Option<Box<RawValue>>,
+}
+
+impl From<&Budgets> for ThresholdsView {
+    fn from(budgets: &Budgets) -> Self {
+        let number = |percent: Option<Percent>| {
+            let Percent(hundredths) = percent?;
+            let text = match hundredths % 100 {
+                0 => (hundredths / 100).to_string(),
+                decimals => format!("{}.{decimals:02}", hundredths / 100),
+            };
+            RawValue::from_string(text).ok()
+        };
+        let thresholds = &budgets.thresholds;
+        Self { warn: number(thresholds.warn), degrade: number(thresholds.degrade), block: number(thresholds.block) }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct DegradeView<'c> {
+    models: &'c BTreeMap<String, String>,
+    default: Option<&'c str>,
+}
+
+#[derive(Debug, Serialize)]
+struct TierView<'c> {
+    tier: &'c str,
+    rank: i64,
+    monthly_price: Money,
+    budgets: &'c BTreeMap<Period, Money>,
+    thresholds: ThresholdsView,
+    degrade_to: DegradeView<'c>,
+    grace_days: u32,
+    prices: &'c [String],
+    lookup_keys: &'c [String],
+    products: &'c [String],
+}
+
+impl<'c> From<&'c Tier> for TierView<'c> {
+    fn from(tier: &'c Tier) -> Self {
+        Self {
+            tier: &tier.name,
+            rank: tier.rank,
+            monthly_price: tier.monthly_price,
+            budgets: &tier.budgets.limits,
+            thresholds: ThresholdsView::from(&tier.budgets),
+            degrade_to: DegradeView { models: &tier.fallbacks.by_model, default: tier.fallbacks.default.as_deref() },
+            grace_days: tier.grace_days,
+            prices: &tier.sold_as.prices,
+            lookup_keys: &tier.sold_as.lookup_keys,
+            products: &tier.sold_as.products,
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct GlobalView<'c> {
+    budgets: &'c BTreeMap<Period, Money>,
+    thresholds: ThresholdsView,
+}
+
+#[derive(Debug, Serialize)]
+struct CatalogueView<'c> {
+    default_tier: &'c str,
+    tiers: Vec<TierView<'c>>,
+    global: Option<GlobalView<'c>>,
+    /// All tiers come on one page.
+    next_cursor: Option<String>,
+}
+
+/// `GET /v1/tiers`, in ascending rank.
+pub async fn list(State(app): State<Arc<App>>, headers: HeaderMap) -> Result<Response, Problem> {
+    require(&app, &headers, Scope::Check).await?;
+    let catalogue = &app.catalogue;
+    let global = catalogue.global.as_ref();
+    let view = CatalogueView {
+        default_tier: &catalogue.default_tier().name,
+        tiers: catalogue.tiers().iter().map(TierView::from).collect(),
+        global: global.map(|budgets| GlobalView { budgets: &budgets.limits, thresholds: ThresholdsView::from(budgets) }),
+        next_cursor: None,
+    };
+    Ok(Json(view).into_response())
+}

@@ -1,0 +1,275 @@
+//! What was spent.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::{IntoResponse, Response};
+use chrono::{DateTime, Days, NaiveTime, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+
+use super::auth::{Scope, require};
+use super::body::{self, Name, OneOrMany, Params, Time, UserPath};
+use super::error::Problem;
+use super::view::Moment;
+use super::{App, page};
+use crate::domain::ledger::{AHEAD_MAX, Receipt, Usage};
+use crate::domain::money::Money;
+use crate::domain::user::UserId;
+use crate::store::ledger::{self, GroupBy, StoredEntry, StoredSum, Stretch};
+
+/// Records in one request.
+const MANY_MAX: usize = 1000;
+/// A thousand records with full metadata fit.
+const BODY_BYTES_MAX: usize = 8 * 1024 * 1024;
+const METADATA_BYTES_MAX: usize = 4096;
+/// More tokens than any call has.
+const TOKENS_MAX: u64 = 1_000_000_000_000;
+
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "u64")]
+struct Tokens(i64);
+
+impl TryFrom<u64> for Tokens {
+    type Error = String;
+
+    fn try_from(tokens: u64) -> Result<Self, String> {
+        let tokens = i64::try_from(tokens).ok().filter(|_| tokens <= TOKENS_MAX);
+        tokens.map(Self).ok_or_else(|| format!("is more than {TOKENS_MAX} tokens"))
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Record {
+    id: Name,
+    user_id: UserId,
+    cost: Money,
+    model: Option<Name>,
+    provider: Option<Name>,
+    input_tokens: Option<Tokens>,
+    output_tokens: Option<Tokens>,
+    time: Option<Time>,
+    metadata: Option<Map<String, Value>>,
+}
+
+impl Record {
+    fn into_usage(self, now: DateTime<Utc>) -> Result<Usage, (&'static str, String)> {
+        if self.time.is_some_and(|time| now + AHEAD_MAX < time.0) {
+            return Err(("time", format!("lies more than {} s ahead of this service's clock", AHEAD_MAX.num_seconds())));
+        }
+        // Keys are sorted, so that the same object is the same text.
+        let metadata = self.metadata.map(|map| Value::from_iter(map.into_iter().collect::<BTreeMap<_, _>>()).to_string());
+        if metadata.as_ref().is_some_and(|text| METADATA_BYTES_MAX < text.len()) {
+            return Err(("metadata", format!("has more than {METADATA_BYTES_MAX} bytes")));
+        }
+        Ok(Usage {
+            id: self.id.0,
+            user_id: self.user_id,
+            cost: self.cost,
+            model: self.model.map(|name| name.0),
+            provider: self.provider.map(|name| name.0),
+            input_tokens: self.input_tokens.map(|tokens| tokens.0),
+            output_tokens: self.output_tokens.map(|tokens| tokens.0),
+            time: self.time.map(|time| time.0),
+            metadata,
+        })
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct ReceiptView {
+    id: String,
+    user_id: UserId,
+    cost: Money,
+    time: Moment,
+    recorded_at: Moment,
+    repeated: bool,
+}
+
+impl From<Receipt> for ReceiptView {
+    fn from(receipt: Receipt) -> Self {
+        Self {
+            id: receipt.id,
+            user_id: receipt.user_id,
+            cost: receipt.cost,
+            time: Moment(receipt.time),
+            recorded_at: Moment(receipt.recorded_at),
+            repeated: receipt.repeated,
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Receipts {
+    results: Vec<ReceiptView>,
+}
+
+/// `POST /v1/usage`: one record, or a list that is booked whole or not at all.
+pub async fn record(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
+    require(&app, &headers, Scope::Write).await?;
+    let body = body::read(body, BODY_BYTES_MAX).await?;
+    let (records, is_list) = OneOrMany::<Record>::read(&body, MANY_MAX)?.into_parts();
+    let now = app.now();
+    let mut usages = Vec::with_capacity(records.len());
+    for (index, record) in records.into_iter().enumerate() {
+        let prefix = if is_list { format!("[{index}].") } else { String::new() };
+        usages.push(record.into_usage(now).map_err(|(field, why)| Problem::invalid(&format!("{prefix}{field}"), why))?);
+    }
+    let receipts = app.meter.record(usages).await.map_err(|error| Problem::from_write(error, is_list))?;
+    let mut results: Vec<ReceiptView> = receipts.into_iter().map(ReceiptView::from).collect();
+    match if is_list { None } else { results.pop() } {
+        Some(only) => Ok(Json(only).into_response()),
+        None => Ok(Json(Receipts { results }).into_response()),
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListQuery {
+    group_by: Option<String>,
+    from: Option<Time>,
+    to: Option<Time>,
+    limit: Option<String>,
+    cursor: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct EntryView {
+    id: String,
+    cost: Money,
+    time: Moment,
+    recorded_at: Moment,
+    model: Option<String>,
+    provider: Option<String>,
+    input_tokens: Option<i64>,
+    output_tokens: Option<i64>,
+    metadata: Option<Box<RawValue>>,
+}
+
+impl From<StoredEntry> for EntryView {
+    fn from(entry: StoredEntry) -> Self {
+        Self {
+            id: entry.id,
+            cost: entry.cost,
+            time: Moment(entry.time),
+            recorded_at: Moment(entry.recorded_at),
+            model: entry.model,
+            provider: entry.provider,
+            input_tokens: entry.input_tokens,
+            output_tokens: entry.output_tokens,
+            metadata: entry.metadata.and_then(|text| RawValue::from_string(text).ok()),
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Entries {
+    entries: Vec<EntryView>,
+    next_cursor: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct SumView {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    day: Option<String>,
+    /// Absent where models are not told apart; null is usage that named none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model: Option<Option<String>>,
+    spent: Money,
+    entries: i64,
+    input_tokens: i64,
+    output_tokens: i64,
+}
+
+impl From<StoredSum> for SumView {
+    fn from(stored: StoredSum) -> Self {
+        Self {
+            day: stored.day.and_then(date).map(|date| date.date_naive().to_string()),
+            model: stored.model.map(|model| Some(model).filter(|model| !model.is_empty())),
+            spent: stored.sum.spent,
+            entries: stored.sum.entries,
+            input_tokens: stored.sum.input_tokens,
+            output_tokens: stored.sum.output_tokens,
+        }
+    }
+}
+
+fn date(day: i64) -> Option<DateTime<Utc>> {
+    DateTime::from_timestamp(day.checked_mul(86_400)?, 0)
+}
+
+#[derive(Debug, Serialize)]
+struct Sums {
+    sums: Vec<SumView>,
+    next_cursor: Option<String>,
+}
+
+/// `GET /v1/users/{user_id}/usage`: entries, the latest first; with `group_by`, sums of whole UTC days.
+pub async fn list(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    UserPath(user): UserPath,
+    Params(query): Params<ListQuery>,
+) -> Result<Response, Problem> {
+    require(&app, &headers, Scope::Check).await?;
+    let limit = page::limit(query.limit.as_deref())?;
+    let stretch = Stretch {
+        from: query.from.map_or(DateTime::UNIX_EPOCH, |time| time.0),
+        // Usage may lie a little ahead of the clock.
+        to: query.to.map_or(app.now() + AHEAD_MAX + AHEAD_MAX, |time| time.0),
+    };
+    match query.group_by.as_deref() {
+        None => entries(&app, &user, stretch, limit, query.cursor.as_deref()).await,
+        Some(names) => sums(&app, &user, stretch, group_by(names)?, limit, query.cursor.as_deref()).await,
+    }
+}
+
+async fn entries(app: &App, user: &UserId, stretch: Stretch, limit: u16, cursor: Option<&str>) -> Result<Response, Problem> {
+    let before = page::place(cursor, |place| {
+        let (micros, seq) = place.split_once(' ')?;
+        Some((DateTime::from_timestamp_micros(micros.parse().ok()?)?, seq.parse().ok()?))
+    })?;
+    let before = before.unwrap_or((stretch.to, i64::MAX));
+    let found = ledger::entries(&mut *app.store.reader().await?, user, stretch, before, i64::from(limit)).await?;
+    let full = usize::from(limit) <= found.len();
+    let last = found.last().filter(|_| full);
+    let next_cursor = last.map(|entry| page::cursor(&format!("{} {}", entry.time.timestamp_micros(), entry.seq)));
+    Ok(Json(Entries { entries: found.into_iter().map(EntryView::from).collect(), next_cursor }).into_response())
+}
+
+fn group_by(names: &str) -> Result<GroupBy, Problem> {
+    let mut group_by = GroupBy::default();
+    for name in names.split(',') {
+        match name {
+            "day" => group_by.day = true,
+            "model" => group_by.model = true,
+            _ => return Err(Problem::invalid("group_by", "must be day, model, or day,model")),
+        }
+    }
+    Ok(group_by)
+}
+
+async fn sums(
+    app: &App,
+    user: &UserId,
+    stretch: Stretch,
+    group_by: GroupBy,
+    limit: u16,
+    cursor: Option<&str>,
+) -> Result<Response, Problem> {
+    let offset: i64 = page::place(cursor, |place| place.parse().ok().filter(|offset| 0 <= *offset))?.unwrap_or(0);
+    // A day that has begun before `to` counts.
+    let midnight = |at: DateTime<Utc>| at.time() == NaiveTime::MIN;
+    let to = if midnight(stretch.to) { stretch.to } else { stretch.to.checked_add_days(Days::new(1)).unwrap_or(stretch.to) };
+    let stretch = Stretch { to, ..stretch };
+    let found = ledger::sums(&mut *app.store.reader().await?, user, stretch, group_by, offset, i64::from(limit)).await?;
+    let full = usize::from(limit) <= found.len();
+    let next_cursor = full.then(|| page::cursor(&(offset + i64::from(limit)).to_string()));
+    Ok(Json(Sums { sums: found.into_iter().map(SumView::from).collect(), next_cursor }).into_response())
+}

@@ -1,0 +1,256 @@
+//! Users: what is known of them, and what an operator sets by hand.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::{IntoResponse, Response};
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::json;
+
+use super::auth::{Caller, Scope, require};
+use super::body::{self, Name, Params, Time, UserPath};
+use super::error::{ErrorCode, Problem};
+use super::view::{BudgetView, Moment, SubscriptionView};
+use super::{App, page};
+use crate::domain::decide::{Action, decide};
+use crate::domain::money::Money;
+use crate::domain::user::{ManualTier, TierSource, UserId};
+use crate::meter::View;
+use crate::store::accounts::{self, Audit};
+use crate::store::{Connection, StoreError};
+use crate::sync;
+
+const BODY_BYTES_MAX: usize = 64 * 1024;
+/// Users looked at for one page of a filtered list: a page may hold fewer than asked, with a cursor to go on.
+const SCAN_MAX: usize = 5000;
+const SCAN_STEP: usize = 500;
+
+#[derive(Debug, Serialize)]
+struct SourceView {
+    source: TierSource,
+    reason: Option<String>,
+    set_at: Option<Moment>,
+    ends_at: Option<Moment>,
+}
+
+#[derive(Debug, Serialize)]
+struct Lifetime {
+    spent: Money,
+    entries: i64,
+}
+
+#[derive(Debug, Serialize)]
+struct UserView<'c> {
+    user_id: UserId,
+    /// Whether anything was ever said of this user.
+    known: bool,
+    tier: &'c str,
+    tier_source: SourceView,
+    stripe_customer: Option<String>,
+    subscription: SubscriptionView,
+    /// When a subscription that is past due loses its tier.
+    grace_ends_at: Option<Moment>,
+    action: Action,
+    budgets: Vec<BudgetView>,
+    lifetime: Lifetime,
+}
+
+impl<'c> UserView<'c> {
+    fn of(user: &UserId, view: &View<'c>) -> Self {
+        let (standing, profile) = (&view.standing, &view.known.user.profile);
+        let manual = profile.manual.as_ref().filter(|_| standing.source == TierSource::Manual);
+        Self {
+            user_id: user.clone(),
+            known: view.known.exists,
+            tier: &standing.tier.name,
+            tier_source: SourceView {
+                source: standing.source,
+                reason: manual.map(|manual| manual.reason.clone()),
+                set_at: manual.map(|manual| Moment(manual.set_at)),
+                ends_at: manual.and_then(|manual| manual.ends_at).map(Moment),
+            },
+            stripe_customer: profile.stripe_customer.clone(),
+            subscription: SubscriptionView::from(standing),
+            grace_ends_at: standing.grant.grace_ends_at.map(Moment),
+            action: decide(&view.budgets, Money::ZERO).action,
+            budgets: view.budgets.iter().map(BudgetView::from).collect(),
+            lifetime: Lifetime { spent: view.known.user.spent, entries: view.known.user.entries },
+        }
+    }
+}
+
+/// `GET /v1/users/{user_id}`: one that nobody knows is on the default tier with nothing spent.
+pub async fn show(State(app): State<Arc<App>>, headers: HeaderMap, UserPath(user): UserPath) -> Result<Response, Problem> {
+    require(&app, &headers, Scope::Check).await?;
+    let view = app.meter.view(&user, app.now()).await?;
+    Ok(Json(UserView::of(&user, &view)).into_response())
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListQuery {
+    tier: Option<String>,
+    action: Option<String>,
+    limit: Option<String>,
+    cursor: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Users<'c> {
+    users: Vec<UserView<'c>>,
+    next_cursor: Option<String>,
+}
+
+/// `GET /v1/users`, in the order of their ids' bytes.
+pub async fn list(State(app): State<Arc<App>>, headers: HeaderMap, Params(query): Params<ListQuery>) -> Result<Response, Problem> {
+    require(&app, &headers, Scope::Admin).await?;
+    let limit = usize::from(page::limit(query.limit.as_deref())?);
+    let wanted = Wanted::read(&app, &query)?;
+    let mut last = page::place(query.cursor.as_deref(), |place| Some(place.to_owned()))?.unwrap_or_default();
+    let (mut users, mut scanned, mut more) = (Vec::new(), 0, true);
+    while more && users.len() < limit && scanned < SCAN_MAX {
+        let step = i64::try_from(SCAN_STEP).unwrap_or(i64::MAX);
+        let ids = accounts::user_ids(&mut *app.store.reader().await?, &last, step).await?;
+        let views = app.meter.views(&ids, app.now()).await?;
+        more = ids.len() == SCAN_STEP;
+        for (user, view) in ids.iter().zip(&views) {
+            if users.len() == limit {
+                more = true;
+                break;
+            }
+            last = user.as_str().to_owned();
+            scanned += 1;
+            users.extend(Some(UserView::of(user, view)).filter(|view| wanted.holds(view)));
+        }
+    }
+    let next_cursor = more.then(|| page::cursor(&last));
+    Ok(Json(Users { users, next_cursor }).into_response())
+}
+
+struct Wanted {
+    tier: Option<String>,
+    action: Option<Action>,
+}
+
+impl Wanted {
+    fn read(app: &App, query: &ListQuery) -> Result<Self, Problem> {
+        if let Some(tier) = &query.tier {
+            known_tier(app, tier)?;
+        }
+        let action = query.action.as_deref().map(|name| {
+            let action = Action::ALL.into_iter().find(|action| action.name() == name);
+            action.ok_or_else(|| Problem::invalid("action", "must be ALLOW, WARN, DEGRADE or BLOCK"))
+        });
+        Ok(Self { tier: query.tier.clone(), action: action.transpose()? })
+    }
+
+    fn holds(&self, user: &UserView<'_>) -> bool {
+        self.tier.as_ref().is_none_or(|tier| tier == user.tier) && self.action.is_none_or(|action| action == user.action)
+    }
+}
+
+/// A field that is absent leaves things as they are; `null` clears.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ChangeBody {
+    #[serde(default, deserialize_with = "present")]
+    stripe_customer: Option<Option<Name>>,
+    #[serde(default, deserialize_with = "present")]
+    tier: Option<Option<Name>>,
+    ends_at: Option<Time>,
+    reason: Option<Name>,
+}
+
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<Name>>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
+}
+
+/// A change that makes sense.
+#[derive(Debug)]
+struct UserChange {
+    stripe_customer: Option<Option<String>>,
+    tier: Option<Option<ManualTier>>,
+    reason: Option<String>,
+}
+
+impl ChangeBody {
+    fn check(self, app: &App, now: DateTime<Utc>) -> Result<UserChange, Problem> {
+        if self.stripe_customer.is_none() && self.tier.is_none() {
+            return Err(Problem::new(ErrorCode::MissingField, "give `stripe_customer` (an id, or null to unbind) or `tier` (a name, or null to clear)"));
+        }
+        if self.ends_at.is_some() && !matches!(self.tier, Some(Some(_))) {
+            return Err(Problem::invalid("ends_at", "goes with a `tier` that is set"));
+        }
+        if self.ends_at.is_some_and(|end| end.0 <= now) {
+            return Err(Problem::invalid("ends_at", "lies in the past"));
+        }
+        let reason = self.reason.map(|reason| reason.0);
+        let tier = match self.tier {
+            None => None,
+            Some(tier) => {
+                let missing = || Problem::field(ErrorCode::MissingField, "reason", "is missing; a tier is set or cleared by hand for a reason");
+                let reason = reason.clone().ok_or_else(missing)?;
+                let manual = tier.map(|tier| {
+                    known_tier(app, &tier.0)?;
+                    Ok::<_, Problem>(ManualTier { tier: tier.0, reason, set_at: now, ends_at: self.ends_at.map(|end| end.0) })
+                });
+                Some(manual.transpose()?)
+            }
+        };
+        Ok(UserChange { stripe_customer: self.stripe_customer.map(|customer| customer.map(|name| name.0)), tier, reason })
+    }
+}
+
+fn known_tier(app: &App, name: &str) -> Result<(), Problem> {
+    let names = || app.catalogue.tiers().iter().map(|tier| tier.name.as_str()).collect::<Vec<_>>().join(", ");
+    app.catalogue.tier(name).map(|_| ()).ok_or_else(|| Problem::invalid("tier", format!("is not a tier; use one of {}", names())))
+}
+
+/// `PUT /v1/users/{user_id}`: binds a Stripe customer, sets or clears a tier by hand. Audited.
+pub async fn change(State(app): State<Arc<App>>, headers: HeaderMap, UserPath(user): UserPath, body: Body) -> Result<Response, Problem> {
+    let caller = require(&app, &headers, Scope::Admin).await?;
+    let now = app.now();
+    let body = body::read(body, BODY_BYTES_MAX).await?;
+    let change = body::one::<ChangeBody>(&body)?.check(&app, now)?;
+    let mut tx = app.store.begin().await?;
+    let bound = write(tx.connection()?, &caller, &user, &change, now).await?;
+    if let Err(other) = bound {
+        let why = format!("is bound to user `{other}` already; unbind it there first, with null");
+        return Err(Problem::field(ErrorCode::CustomerBound, "stripe_customer", why));
+    }
+    tx.commit().await?;
+    app.meter.forget(&user);
+    tracing::info!(user = %user, key_id = %caller.key_id, "user {user} was changed by key {}", caller.key_id);
+    let view = app.meter.view(&user, now).await?;
+    Ok(Json(UserView::of(&user, &view)).into_response())
+}
+
+async fn write(db: &mut Connection, caller: &Caller, user: &UserId, change: &UserChange, now: DateTime<Utc>) -> Result<Result<(), UserId>, StoreError> {
+    accounts::meet(db, user, now).await?;
+    let before = accounts::users(db, std::slice::from_ref(user)).await?.remove(user).unwrap_or_default().profile;
+    match &change.stripe_customer {
+        Some(Some(customer)) => {
+            if let Err(other) = sync::bind(db, user, customer, now).await? {
+                return Ok(Err(other));
+            }
+        }
+        Some(None) => accounts::release_customer(db, user).await?,
+        None => {}
+    }
+    if let Some(tier) = &change.tier {
+        accounts::set_manual_tier(db, user, tier.as_ref()).await?;
+    }
+    let after = accounts::users(db, std::slice::from_ref(user)).await?.remove(user).unwrap_or_default().profile;
+    let tier = |manual: &Option<ManualTier>| manual.as_ref().map(|manual| json!({"tier": manual.tier, "ends_at": manual.ends_at.map(Moment)}));
+    let change_text = json!({
+        "stripe_customer": {"from": before.stripe_customer, "to": after.stripe_customer},
+        "tier": {"from": tier(&before.manual), "to": tier(&after.manual)},
+    });
+    let audit = Audit { at: now, key_id: &caller.key_id, user, change: change_text.to_string(), reason: change.reason.as_deref() };
+    accounts::write_audit(db, &audit).await?;
+    Ok(Ok(()))
+}

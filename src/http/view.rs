@@ -1,0 +1,190 @@
+//! What answers look like.
+
+use chrono::{DateTime, SubsecRound, Utc};
+use serde::{Serialize, Serializer};
+use std::collections::BTreeMap;
+
+use super::App;
+use crate::domain::catalogue::Tier;
+use crate::domain::decide::{Action, Budget, Decision, Reason, Scope, decide};
+use crate::domain::money::Money;
+use crate::domain::period::{Period, rfc3339};
+use crate::domain::subscription::Status;
+use crate::domain::user::{Standing, UserId};
+use crate::meter::View;
+
+/// RFC 3339 in UTC, to the microsecond at most.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment(pub DateTime<Utc>);
+
+impl Serialize for Moment {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&rfc3339(self.0.trunc_subsecs(6)))
+    }
+}
+
+/// Tenths of a percent, written as percent: `1050` is `105.0`.
+#[derive(Clone, Copy, Debug)]
+struct Permille(i128);
+
+impl Serialize for Permille {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let text = format!("{}.{}", self.0 / 10, self.0 % 10);
+        serde_json::value::RawValue::from_string(text).map_err(serde::ser::Error::custom)?.serialize(serializer)
+    }
+}
+
+/// One budget at one moment.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct BudgetView {
+    scope: Scope,
+    period: Period,
+    limit: Money,
+    spent: Money,
+    held: Money,
+    remaining: Money,
+    used_pct: Permille,
+    resets_at: Option<Moment>,
+}
+
+impl From<&Budget> for BudgetView {
+    fn from(budget: &Budget) -> Self {
+        Self {
+            scope: budget.scope,
+            period: budget.period,
+            limit: budget.limit,
+            spent: budget.spent,
+            held: budget.held,
+            remaining: budget.remaining(),
+            used_pct: Permille(budget.used_permille()),
+            resets_at: budget.window.end.map(Moment),
+        }
+    }
+}
+
+/// The budget that decided.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Binding {
+    scope: Scope,
+    period: Period,
+}
+
+/// What the user would have for more money.
+#[derive(Debug, Serialize)]
+pub struct Upgrade<'c> {
+    tier: &'c str,
+    monthly_price: Money,
+    budgets: &'c BTreeMap<Period, Money>,
+}
+
+/// What Stripe says of the user's subscription.
+#[derive(Debug, Default, Serialize)]
+pub struct SubscriptionView {
+    status: Option<String>,
+    ends_at: Option<Moment>,
+}
+
+impl From<&Standing<'_>> for SubscriptionView {
+    fn from(standing: &Standing<'_>) -> Self {
+        let grant = &standing.grant;
+        Self { status: grant.status.as_ref().map(Status::name).map(str::to_owned), ends_at: grant.ends_at.map(Moment) }
+    }
+}
+
+/// The answer to a check.
+#[derive(Debug, Serialize)]
+pub struct DecisionView<'c> {
+    user_id: UserId,
+    tier: &'c str,
+    pub action: Action,
+    reason: Reason,
+    binding: Option<Binding>,
+    message: String,
+    budgets: Vec<BudgetView>,
+    /// The model to use: on DEGRADE the cheaper one, else the one that was asked for.
+    model: Option<String>,
+    retry_at: Option<Moment>,
+    upgrade_url: Option<String>,
+    upgrade: Option<Upgrade<'c>>,
+    contact_url: Option<&'c str>,
+    subscription: SubscriptionView,
+}
+
+/// What is asked of a check.
+#[derive(Debug, Default)]
+pub struct Ask {
+    pub model: Option<String>,
+    pub estimate: Money,
+}
+
+impl<'c> DecisionView<'c> {
+    pub fn of(app: &'c App, user: &UserId, view: &View<'c>, ask: Ask) -> Self {
+        let decision = decide(&view.budgets, ask.estimate);
+        let tier = view.standing.tier;
+        let more = More::of(app, user, tier, &decision);
+        let model = match decision.action {
+            Action::Degrade => tier.fallbacks.instead_of(ask.model.as_deref()).map(str::to_owned),
+            Action::Allow | Action::Warn | Action::Block => ask.model,
+        };
+        Self {
+            user_id: user.clone(),
+            tier: &tier.name,
+            action: decision.action,
+            reason: decision.reason,
+            binding: decision.binding.map(|(scope, period)| Binding { scope, period }),
+            message: decision.message,
+            budgets: view.budgets.iter().map(BudgetView::from).collect(),
+            model,
+            retry_at: decision.retry_at.map(Moment),
+            upgrade_url: more.url,
+            upgrade: more.upgrade,
+            contact_url: more.contact_url,
+            subscription: SubscriptionView::from(&view.standing),
+        }
+    }
+
+    /// Nothing can be read, so nothing may be spent.
+    pub fn store_unavailable(app: &'c App, user: &UserId, ask: Ask) -> Self {
+        let decision = crate::domain::decide::store_unavailable();
+        Self {
+            user_id: user.clone(),
+            tier: &app.catalogue.default_tier().name,
+            action: decision.action,
+            reason: decision.reason,
+            binding: None,
+            message: decision.message,
+            budgets: Vec::new(),
+            model: ask.model,
+            retry_at: None,
+            upgrade_url: None,
+            upgrade: None,
+            contact_url: None,
+            subscription: SubscriptionView::default(),
+        }
+    }
+}
+
+/// The way to spend more, where there is one.
+#[derive(Debug, Default)]
+struct More<'c> {
+    url: Option<String>,
+    upgrade: Option<Upgrade<'c>>,
+    contact_url: Option<&'c str>,
+}
+
+impl<'c> More<'c> {
+    fn of(app: &'c App, user: &UserId, tier: &'c Tier, decision: &Decision) -> Self {
+        // No tier lifts a budget of all users together, so nobody is sent to pay for one.
+        let own = decision.binding.is_none_or(|(scope, _)| scope == Scope::User);
+        let next = app.catalogue.upgrade_from(tier).filter(|_| own);
+        match (decision.action, next) {
+            (Action::Block, Some(next)) => Self {
+                url: Some(app.catalogue.upgrade_url.fill(&app.public_url, &tier.name, &next.name, user)),
+                upgrade: Some(Upgrade { tier: &next.name, monthly_price: next.monthly_price, budgets: &next.budgets.limits }),
+                contact_url: None,
+            },
+            (Action::Block, None) => Self { contact_url: app.catalogue.contact_url.as_deref(), ..Self::default() },
+            (Action::Allow | Action::Warn | Action::Degrade, _) => Self::default(),
+        }
+    }
+}

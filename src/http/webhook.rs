@@ -1,0 +1,69 @@
+//! Where Stripe posts its events.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use serde::Serialize;
+use tracing::warn;
+
+use super::error::{ErrorCode, Problem};
+use super::{App, body};
+use crate::stripe::event::{Event, NotAnEvent};
+use crate::stripe::signature::{self, SignatureError};
+use crate::sync;
+
+/// Stripe's own events have some tens of kilobytes.
+const BODY_BYTES_MAX: usize = 1024 * 1024;
+const SIGNATURE: &str = "stripe-signature";
+
+#[derive(Debug, Serialize)]
+pub struct Received {
+    received: bool,
+    duplicate: bool,
+}
+
+/// `POST /webhooks/stripe`
+pub async fn receive(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Json<Received>, Problem> {
+    if app.webhook_secrets.is_empty() {
+        return Err(Problem::new(ErrorCode::WebhookNotConfigured, "set STRIPE_WEBHOOK_SECRETS to the endpoint's signing secret; nothing was stored"));
+    }
+    let now = app.now();
+    let body = body::read(body, BODY_BYTES_MAX).await?;
+    signature::verify(signature_header(&headers)?, &body, &app.webhook_secrets, now)?;
+    let event = Event::from_json(&body, now)?;
+    let accepted = sync::accept(&app.store, &app.catalogue, &app.rules, &event, &body, now).await?;
+    if let Some(user) = &accepted.touched {
+        app.meter.forget(user);
+    }
+    Ok(Json(Received { received: true, duplicate: accepted.duplicate }))
+}
+
+fn signature_header(headers: &HeaderMap) -> Result<&str, Problem> {
+    let mut values = headers.get_all(SIGNATURE).iter();
+    match (values.next().map(|value| value.to_str()), values.next()) {
+        (Some(Ok(value)), None) => Ok(value),
+        (None, _) => Err(Problem::new(ErrorCode::SignatureMissing, "there is no Stripe-Signature header")),
+        (Some(_), _) => Err(SignatureError::Malformed.into()),
+    }
+}
+
+impl From<SignatureError> for Problem {
+    fn from(error: SignatureError) -> Self {
+        warn!("a delivery was refused: {error}");
+        let code = match error {
+            SignatureError::Malformed | SignatureError::Mismatch => ErrorCode::SignatureInvalid,
+            SignatureError::Stale(_) => ErrorCode::SignatureStale,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+impl From<NotAnEvent> for Problem {
+    fn from(error: NotAnEvent) -> Self {
+        warn!("a signed delivery was refused: {error}");
+        Self::new(ErrorCode::NotAnEvent, error.to_string())
+    }
+}

@@ -1,0 +1,250 @@
+//! What checks read without asking the store: values by key, bounded, never staler than the last commit.
+//!
+//! A value may come in from the store while a commit changes the same key. Whoever loads or commits therefore says so before
+//! and after, and a value that was loaded beside a change is used once and not kept.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hash, RandomState};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// More shards than there are cores to fight over them.
+const SHARDS: usize = 64;
+/// Values in one generation of one shard: 2 × 64 × 16 384, some two million values in all.
+const GENERATION_MAX: usize = 16_384;
+
+#[derive(Debug)]
+pub struct Memory<K, V> {
+    shards: Vec<Mutex<Shard<K, V>>>,
+    hasher: RandomState,
+    generation_max: usize,
+}
+
+#[derive(Debug)]
+struct Shard<K, V> {
+    /// What was read lately; when it is full it becomes `old`, and what was `old` and not read since is forgotten.
+    young: HashMap<K, Arc<V>>,
+    old: HashMap<K, Arc<V>>,
+    busy: HashMap<K, Busy>,
+}
+
+/// Who is at work on a key.
+#[derive(Debug, Default)]
+struct Busy {
+    loads: usize,
+    commits: usize,
+    /// The key changed while it was being loaded.
+    changed: bool,
+}
+
+impl<K, V> Default for Memory<K, V> {
+    fn default() -> Self {
+        Self::bounded(GENERATION_MAX)
+    }
+}
+
+impl<K, V> Memory<K, V> {
+    /// Each of the shards holds at most two generations of `generation_max` values.
+    fn bounded(generation_max: usize) -> Self {
+        let shard = || Mutex::new(Shard { young: HashMap::new(), old: HashMap::new(), busy: HashMap::new() });
+        Self { shards: std::iter::repeat_with(shard).take(SHARDS).collect(), hasher: RandomState::new(), generation_max }
+    }
+}
+
+impl<K: Clone + Eq + Hash, V: Clone> Memory<K, V> {
+    pub fn get(&self, key: &K) -> Option<Arc<V>> {
+        let mut shard = self.shard(key);
+        if let Some(value) = shard.young.get(key) {
+            return Some(value.clone());
+        }
+        let value = shard.old.remove(key)?;
+        shard.insert(key.clone(), value.clone(), self.generation_max);
+        Some(value)
+    }
+
+    /// The key changed outside: the next reader asks the store.
+    pub fn forget(&self, key: &K) {
+        self.shard(key).forget(key);
+    }
+
+    /// To be called before the store is read.
+    pub fn begin_load(&self, keys: Vec<K>) -> Loading<'_, K, V> {
+        for key in &keys {
+            self.shard(key).busy.entry(key.clone()).or_default().loads += 1;
+        }
+        Loading { memory: self, keys }
+    }
+
+    /// To be called before a commit that changes the keys.
+    pub fn begin_commit(&self, keys: Vec<K>) -> Committing<'_, K, V> {
+        for key in &keys {
+            self.shard(key).busy.entry(key.clone()).or_default().commits += 1;
+        }
+        Committing { memory: self, keys, published: false }
+    }
+
+    fn shard(&self, key: &K) -> MutexGuard<'_, Shard<K, V>> {
+        let place = self.hasher.hash_one(key) % (SHARDS as u64);
+        let place = usize::try_from(place).unwrap_or_default();
+        // Nothing panics while it holds the lock, so a poisoned one is whole.
+        self.shards[place].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<K: Clone + Eq + Hash, V: Clone> Shard<K, V> {
+    fn insert(&mut self, key: K, value: Arc<V>, generation_max: usize) {
+        if generation_max <= self.young.len() {
+            self.old = std::mem::take(&mut self.young);
+        }
+        self.young.insert(key, value);
+    }
+
+    fn forget(&mut self, key: &K) {
+        self.young.remove(key);
+        self.old.remove(key);
+        if let Some(busy) = self.busy.get_mut(key) {
+            busy.changed = true;
+        }
+    }
+
+    fn end(&mut self, key: &K, done: impl Fn(&mut Busy)) {
+        if let Some(busy) = self.busy.get_mut(key) {
+            done(busy);
+            if busy.loads == 0 && busy.commits == 0 {
+                self.busy.remove(key);
+            } else if busy.loads == 0 {
+                busy.changed = false;
+            }
+        }
+    }
+}
+
+/// A load under way.
+#[derive(Debug)]
+pub struct Loading<'a, K: Clone + Eq + Hash, V: Clone> {
+    memory: &'a Memory<K, V>,
+    keys: Vec<K>,
+}
+
+impl<K: Clone + Eq + Hash, V: Clone> Loading<'_, K, V> {
+    /// Keeps what was loaded, unless the key changed meanwhile or is about to.
+    pub fn keep(&self, key: &K, value: &Arc<V>) {
+        let mut shard = self.memory.shard(key);
+        let quiet = shard.busy.get(key).is_some_and(|busy| !busy.changed && busy.commits == 0);
+        if quiet {
+            shard.old.remove(key);
+            shard.insert(key.clone(), value.clone(), self.memory.generation_max);
+        }
+    }
+}
+
+impl<K: Clone + Eq + Hash, V: Clone> Drop for Loading<'_, K, V> {
+    fn drop(&mut self) {
+        for key in &self.keys {
+            self.memory.shard(key).end(key, |busy| busy.loads = busy.loads.saturating_sub(1));
+        }
+    }
+}
+
+/// A commit under way. Dropped without [`Committing::publish`] its outcome is unknown, and its keys are forgotten.
+#[derive(Debug)]
+pub struct Committing<'a, K: Clone + Eq + Hash, V: Clone> {
+    memory: &'a Memory<K, V>,
+    keys: Vec<K>,
+    published: bool,
+}
+
+impl<K: Clone + Eq + Hash, V: Clone> Committing<'_, K, V> {
+    /// Shows readers what was committed: `change` is applied to those of the keys that memory holds.
+    pub fn publish(mut self, change: impl Fn(&K, &mut V)) {
+        for key in &self.keys {
+            let mut shard = self.memory.shard(key);
+            if let Some(busy) = shard.busy.get_mut(key) {
+                busy.changed = true;
+            }
+            let Shard { young, old, .. } = &mut *shard;
+            if let Some(value) = young.get_mut(key).or_else(|| old.get_mut(key)) {
+                change(key, Arc::make_mut(value));
+            }
+        }
+        self.published = true;
+    }
+}
+
+impl<K: Clone + Eq + Hash, V: Clone> Drop for Committing<'_, K, V> {
+    fn drop(&mut self) {
+        for key in &self.keys {
+            let mut shard = self.memory.shard(key);
+            if !self.published {
+                shard.forget(key);
+            }
+            shard.end(key, |busy| busy.commits = busy.commits.saturating_sub(1));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn held(memory: &Memory<&'static str, i64>) -> Option<i64> {
+        memory.get(&"u").map(|value| *value)
+    }
+
+    #[test]
+    fn what_is_loaded_in_quiet_is_kept_and_a_commit_shows() {
+        let memory = Memory::default();
+        memory.begin_load(vec!["u"]).keep(&"u", &Arc::new(1));
+        assert_eq!(held(&memory), Some(1));
+        let committing = memory.begin_commit(vec!["u"]);
+        assert_eq!(held(&memory), Some(1), "nothing shows before the commit");
+        committing.publish(|_, value| *value += 1);
+        assert_eq!(held(&memory), Some(2));
+    }
+
+    #[test]
+    fn what_is_loaded_beside_a_change_is_not_kept() {
+        // The load may have seen the commit already; to publish on top of it would count twice.
+        let memory = Memory::default();
+        let committing = memory.begin_commit(vec!["u"]);
+        memory.begin_load(vec!["u"]).keep(&"u", &Arc::new(1));
+        assert_eq!(held(&memory), None);
+        // And it may not have seen it.
+        let loading = memory.begin_load(vec!["u"]);
+        committing.publish(|_, value| *value += 1);
+        loading.keep(&"u", &Arc::new(0));
+        assert_eq!(held(&memory), None);
+        drop(loading);
+        let loading = memory.begin_load(vec!["u"]);
+        memory.forget(&"u");
+        loading.keep(&"u", &Arc::new(0));
+        assert_eq!(held(&memory), None);
+        drop(loading);
+        memory.begin_load(vec!["u"]).keep(&"u", &Arc::new(3));
+        assert_eq!(held(&memory), Some(3));
+    }
+
+    #[test]
+    fn a_commit_of_unknown_outcome_is_forgotten() {
+        let memory = Memory::default();
+        memory.begin_load(vec!["u"]).keep(&"u", &Arc::new(1));
+        drop(memory.begin_commit(vec!["u"]));
+        assert_eq!(held(&memory), None);
+    }
+
+    #[test]
+    fn memory_is_bounded_and_keeps_what_is_read() {
+        let generation_max = 16;
+        let memory: Memory<usize, usize> = Memory::bounded(generation_max);
+        let keys = 3 * SHARDS * generation_max;
+        for key in 0..keys {
+            memory.begin_load(vec![key]).keep(&key, &Arc::new(key));
+            assert!(memory.get(&0).is_some(), "key 0 is read all the time");
+        }
+        let count: usize = memory.shards.iter().map(|shard| {
+            let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            assert!(shard.busy.is_empty());
+            shard.young.len() + shard.old.len()
+        }).sum();
+        assert!(count <= 2 * SHARDS * generation_max, "{count}");
+    }
+}

@@ -1,0 +1,237 @@
+//! Usage, and its sums by day. A few statements for a whole batch, each with the batch as its one parameter.
+
+use std::collections::HashMap;
+
+use chrono::{DateTime, Utc};
+use serde_json::{Value, json};
+use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
+
+use super::accounts::{money, user_id};
+use super::{Connection, StoreError, corrupt, from_micros, list, micros};
+use crate::domain::ledger::{Booked, Fingerprint, Ledger, Sum, day};
+use crate::domain::money::Money;
+use crate::domain::period::Window;
+use crate::domain::user::UserId;
+
+const BOOKED: &str = "SELECT id, fingerprint, happened_at, recorded_at FROM usage WHERE id IN (SELECT value FROM json_each($1))";
+const SPENT: &str = "SELECT user_id, spent FROM users WHERE user_id IN (SELECT value FROM json_each($1))";
+const SPENT_BY_ALL: &str = "SELECT CAST(COALESCE(SUM(spent), 0) AS BIGINT) FROM spend_by_day_of_all";
+const APPEND: &str = "INSERT INTO usage \
+     (id, user_id, cost, happened_at, recorded_at, model, provider, input_tokens, output_tokens, metadata, fingerprint) \
+     SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6, value ->> 7, value ->> 8, \
+     value ->> 9, unhex(value ->> 10) FROM json_each($1)";
+const ADD_TO_DAYS: &str = "INSERT INTO spend_by_day (user_id, day, model, spent, entries, input_tokens, output_tokens) \
+     SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6 FROM json_each($1) WHERE true \
+     ON CONFLICT (user_id, day, model) DO UPDATE SET spent = spent + excluded.spent, entries = entries + excluded.entries, \
+     input_tokens = input_tokens + excluded.input_tokens, output_tokens = output_tokens + excluded.output_tokens";
+const ADD_TO_DAYS_OF_ALL: &str = "INSERT INTO spend_by_day_of_all (day, spent, entries) \
+     SELECT value ->> 0, value ->> 1, value ->> 2 FROM json_each($1) WHERE true \
+     ON CONFLICT (day) DO UPDATE SET spent = spent + excluded.spent, entries = entries + excluded.entries";
+const ADD_TO_USERS: &str = "INSERT INTO users (user_id, account_id, created_at, spent, entries) \
+     SELECT value ->> 0, value ->> 0, $2, value ->> 1, value ->> 2 FROM json_each($1) WHERE true \
+     ON CONFLICT (user_id) DO UPDATE SET spent = spent + excluded.spent, entries = entries + excluded.entries";
+const DAYS: &str = "SELECT user_id, day, CAST(SUM(spent) AS BIGINT) AS spent FROM spend_by_day \
+     WHERE user_id IN (SELECT value FROM json_each($1)) AND $2 <= day AND day < $3 GROUP BY user_id, day";
+const DAYS_OF_ALL: &str = "SELECT day, spent FROM spend_by_day_of_all WHERE $1 <= day AND day < $2";
+const STRETCH: &str = "SELECT CAST(COALESCE(SUM(cost), 0) AS BIGINT) FROM usage WHERE user_id = $1 AND $2 <= happened_at AND happened_at < $3";
+const WHOLE_DAYS: &str = "SELECT CAST(COALESCE(SUM(spent), 0) AS BIGINT) FROM spend_by_day WHERE user_id = $1 AND $2 <= day AND day < $3";
+const ENTRIES: &str = "SELECT seq, id, cost, happened_at, recorded_at, model, provider, input_tokens, output_tokens, metadata FROM usage \
+     WHERE user_id = $1 AND (happened_at < $2 OR (happened_at = $2 AND seq < $3)) AND $4 <= happened_at AND happened_at < $5 \
+     ORDER BY happened_at DESC, seq DESC LIMIT $6";
+const SUMS: &str = "SELECT CASE WHEN $4 THEN day END AS day, CASE WHEN $5 THEN model END AS model, \
+     CAST(SUM(spent) AS BIGINT) AS spent, CAST(SUM(entries) AS BIGINT) AS entries, \
+     CAST(SUM(input_tokens) AS BIGINT) AS input_tokens, CAST(SUM(output_tokens) AS BIGINT) AS output_tokens \
+     FROM spend_by_day WHERE user_id = $1 AND $2 <= day AND day < $3 GROUP BY 1, 2 ORDER BY 1 DESC, 2 LIMIT $6 OFFSET $7";
+
+const MICROS_PER_DAY: i64 = 86_400_000_000;
+
+/// What a batch needs to know before it is booked: the records under these ids, and what these users spent.
+pub async fn load(db: &mut Connection, ids: impl Iterator<Item = &str>, users: impl Iterator<Item = &str>) -> Result<Ledger, StoreError> {
+    let mut ledger = Ledger::default();
+    for row in sqlx::query(BOOKED).bind(list(ids)).fetch_all(&mut *db).await? {
+        let fingerprint: Vec<u8> = row.try_get("fingerprint")?;
+        let booked = Booked {
+            fingerprint: Fingerprint::try_from(fingerprint).map_err(|_| corrupt("a fingerprint has 16 bytes"))?,
+            time: from_micros(row.try_get("happened_at")?)?,
+            recorded_at: from_micros(row.try_get("recorded_at")?)?,
+        };
+        ledger.booked.insert(row.try_get("id")?, booked);
+    }
+    for row in sqlx::query(SPENT).bind(list(users)).fetch_all(&mut *db).await? {
+        ledger.spent.insert(user_id(row.try_get("user_id")?)?, money(row.try_get("spent")?)?);
+    }
+    ledger.spent_by_all = money(sqlx::query_scalar(SPENT_BY_ALL).fetch_one(db).await?)?;
+    Ok(ledger)
+}
+
+/// Writes what the batch added.
+pub async fn append(db: &mut Connection, ledger: &Ledger, now: DateTime<Utc>) -> Result<(), StoreError> {
+    let entries = ledger.entries.iter().map(|entry| {
+        let (usage, booked) = (&entry.usage, &entry.booked);
+        json!([
+            usage.id,
+            usage.user_id.as_str(),
+            usage.cost.nanos(),
+            micros(booked.time),
+            micros(booked.recorded_at),
+            usage.model,
+            usage.provider,
+            usage.input_tokens,
+            usage.output_tokens,
+            usage.metadata,
+            hex::encode(booked.fingerprint),
+        ])
+    });
+    sqlx::query(APPEND).bind(Value::from_iter(entries).to_string()).execute(&mut *db).await?;
+    let sums = ledger.sums();
+    let days = sums.iter().map(|((user, day, model), sum)| {
+        json!([user.as_str(), day, model, sum.spent.nanos(), sum.entries, sum.input_tokens, sum.output_tokens])
+    });
+    sqlx::query(ADD_TO_DAYS).bind(Value::from_iter(days).to_string()).execute(&mut *db).await?;
+    let days = ledger.sums_of_all();
+    let days = days.iter().map(|(day, sum)| json!([day, sum.spent.nanos(), sum.entries]));
+    sqlx::query(ADD_TO_DAYS_OF_ALL).bind(Value::from_iter(days).to_string()).execute(&mut *db).await?;
+    let mut users: HashMap<&UserId, (i64, i64)> = HashMap::new();
+    for ((user, _, _), sum) in &sums {
+        let total = users.entry(user).or_default();
+        *total = (total.0 + sum.spent.nanos(), total.1 + sum.entries);
+    }
+    let users = users.iter().map(|(user, (spent, entries))| json!([user.as_str(), spent, entries]));
+    sqlx::query(ADD_TO_USERS).bind(Value::from_iter(users).to_string()).bind(micros(now)).execute(db).await?;
+    Ok(())
+}
+
+/// What one user, or all together, spent on each day.
+pub type SpentByDay = HashMap<i64, Money>;
+
+/// What each of `users` spent on the days from `first` to before `end`.
+pub async fn days(db: &mut Connection, users: &[UserId], first: i64, end: i64) -> Result<HashMap<UserId, SpentByDay>, StoreError> {
+    let query = sqlx::query(DAYS).bind(list(users.iter().map(UserId::as_str))).bind(first).bind(end);
+    let mut days: HashMap<UserId, SpentByDay> = HashMap::new();
+    for row in query.fetch_all(db).await? {
+        let spent = money(row.try_get("spent")?)?;
+        days.entry(user_id(row.try_get("user_id")?)?).or_default().insert(row.try_get("day")?, spent);
+    }
+    Ok(days)
+}
+
+pub async fn days_of_all(db: &mut Connection, first: i64, end: i64) -> Result<SpentByDay, StoreError> {
+    let rows = sqlx::query(DAYS_OF_ALL).bind(first).bind(end).fetch_all(db).await?;
+    rows.iter().map(|row| Ok((row.try_get("day")?, money(row.try_get("spent")?)?))).collect()
+}
+
+pub async fn spent_by_all(db: &mut Connection) -> Result<Money, StoreError> {
+    money(sqlx::query_scalar(SPENT_BY_ALL).fetch_one(db).await?)
+}
+
+/// What a user spent in a window that need not begin at midnight: the sums of whole days, and the records at the edges.
+pub async fn spent_in(db: &mut Connection, user: &UserId, window: Window) -> Result<Money, StoreError> {
+    let (start, end) = (micros(window.start), window.end.map_or(i64::MAX, micros));
+    let (first, last) = (start.div_euclid(MICROS_PER_DAY) + 1, end.div_euclid(MICROS_PER_DAY));
+    if last <= first {
+        return stretch(db, user, start, end).await;
+    }
+    let whole: i64 = sqlx::query_scalar(WHOLE_DAYS).bind(user.as_str()).bind(first).bind(last).fetch_one(&mut *db).await?;
+    let before = stretch(db, user, start, first * MICROS_PER_DAY).await?;
+    let after = stretch(db, user, last * MICROS_PER_DAY, end).await?;
+    let sum = before.checked_add(after).and_then(|edges| edges.checked_add(Money::from_nanos(whole)?));
+    sum.ok_or_else(|| corrupt("a sum out of range"))
+}
+
+async fn stretch(db: &mut Connection, user: &UserId, start: i64, end: i64) -> Result<Money, StoreError> {
+    money(sqlx::query_scalar(STRETCH).bind(user.as_str()).bind(start).bind(end).fetch_one(db).await?)
+}
+
+/// A booked record, as lists show it.
+#[derive(Clone, Debug)]
+pub struct StoredEntry {
+    pub seq: i64,
+    pub id: String,
+    pub cost: Money,
+    pub time: DateTime<Utc>,
+    pub recorded_at: DateTime<Utc>,
+    pub model: Option<String>,
+    pub provider: Option<String>,
+    pub input_tokens: Option<i64>,
+    pub output_tokens: Option<i64>,
+    pub metadata: Option<String>,
+}
+
+/// From when (inclusive) to when (exclusive).
+#[derive(Clone, Copy, Debug)]
+pub struct Stretch {
+    pub from: DateTime<Utc>,
+    pub to: DateTime<Utc>,
+}
+
+/// The latest first; `before` is the time and `seq` of the last one seen.
+pub async fn entries(
+    db: &mut Connection,
+    user: &UserId,
+    stretch: Stretch,
+    before: (DateTime<Utc>, i64),
+    limit: i64,
+) -> Result<Vec<StoredEntry>, StoreError> {
+    let query = sqlx::query(ENTRIES).bind(user.as_str()).bind(micros(before.0)).bind(before.1);
+    let query = query.bind(micros(stretch.from)).bind(micros(stretch.to)).bind(limit);
+    query.fetch_all(db).await?.iter().map(read_entry).collect()
+}
+
+fn read_entry(row: &SqliteRow) -> Result<StoredEntry, StoreError> {
+    Ok(StoredEntry {
+        seq: row.try_get("seq")?,
+        id: row.try_get("id")?,
+        cost: money(row.try_get("cost")?)?,
+        time: from_micros(row.try_get("happened_at")?)?,
+        recorded_at: from_micros(row.try_get("recorded_at")?)?,
+        model: row.try_get("model")?,
+        provider: row.try_get("provider")?,
+        input_tokens: row.try_get("input_tokens")?,
+        output_tokens: row.try_get("output_tokens")?,
+        metadata: row.try_get("metadata")?,
+    })
+}
+
+/// A sum over one day, one model, or both.
+#[derive(Clone, Debug)]
+pub struct StoredSum {
+    /// Days since 1970-01-01, where days are told apart.
+    pub day: Option<i64>,
+    /// Where models are told apart; empty is usage that named none.
+    pub model: Option<String>,
+    pub sum: Sum,
+}
+
+/// How sums are told apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GroupBy {
+    pub day: bool,
+    pub model: bool,
+}
+
+/// Sums over the whole days of `stretch`, the latest first.
+pub async fn sums(
+    db: &mut Connection,
+    user: &UserId,
+    stretch: Stretch,
+    group_by: GroupBy,
+    offset: i64,
+    limit: i64,
+) -> Result<Vec<StoredSum>, StoreError> {
+    let query = sqlx::query(SUMS).bind(user.as_str()).bind(day(stretch.from)).bind(day(stretch.to));
+    let rows = query.bind(group_by.day).bind(group_by.model).bind(limit).bind(offset).fetch_all(db).await?;
+    let read = |row: &SqliteRow| {
+        Ok(StoredSum {
+            day: row.try_get("day")?,
+            model: row.try_get("model")?,
+            sum: Sum {
+                spent: money(row.try_get("spent")?)?,
+                entries: row.try_get("entries")?,
+                input_tokens: row.try_get("input_tokens")?,
+                output_tokens: row.try_get("output_tokens")?,
+            },
+        })
+    };
+    rows.iter().map(read).collect()
+}

@@ -1,0 +1,407 @@
+//! Bytes → [`Event`], reading only the fields that we act on. Payloads of every API version come here, so whatever we do
+//! not need may be missing, of another type, or new.
+
+use chrono::{DateTime, Utc};
+use serde_json::{Map, Value};
+
+use crate::domain::subscription::{Item, Notice, Occasion, Snapshot, Status};
+
+/// The longest text that we keep of any field.
+const TEXT_BYTES_MAX: usize = 255;
+/// 9999-12-31T23:59:59Z, the last moment that RFC 3339 can write.
+const SECONDS_MAX: i64 = 253_402_300_799;
+
+/// Why a body is not an event. The sentence says what would be right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the body is not a Stripe event: {0}")]
+pub struct NotAnEvent(pub &'static str);
+
+/// An event, as far as we act on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    pub id: String,
+    pub kind: String,
+    /// When Stripe says it happened, in whole seconds; where the envelope has no time, when it was received.
+    pub created: DateTime<Utc>,
+    pub livemode: bool,
+    /// The connected account that it belongs to; `None` is our own.
+    pub account: Option<String>,
+    pub api_version: Option<String>,
+    pub facts: Facts,
+    pub content: Content,
+}
+
+/// What the object of the event says, for people and for the inbox. Times that no clock can show are the last one that can.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    pub object: Option<String>,
+    pub object_id: Option<String>,
+    pub customer: Option<String>,
+    pub subscription: Option<String>,
+    /// Whom the object names as its user: metadata `user_id`, or a Checkout session's `client_reference_id`.
+    pub user_hint: Option<String>,
+    pub shown: Option<Shown>,
+}
+
+/// The subscription that an event shows, as it is written there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shown {
+    pub status: Option<String>,
+    pub items: Vec<Item>,
+    pub period_end: Option<DateTime<Utc>>,
+    pub cancel_at_period_end: bool,
+    pub cancel_at: Option<DateTime<Utc>>,
+    pub ended_at: Option<DateTime<Utc>>,
+    pub trial_end: Option<DateTime<Utc>>,
+    pub pause_collection: bool,
+    pub pending_update: bool,
+}
+
+/// What an event is to us.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// It says something of this customer.
+    Notice { customer: String, notice: Notice },
+    /// It may tell which user a customer is.
+    Mapping { customer: String },
+    /// Something of this customer changed elsewhere; whoever can ask Stripe should.
+    Nudge { customer: Option<String> },
+    /// Prices or products changed; the catalogue is the operator's, so nothing follows by itself.
+    Catalogue,
+    /// Money went back, or is disputed.
+    Alert,
+    /// Of a kind that we act on, but what it needs is not in it.
+    Unreadable(&'static str),
+    Ignored,
+}
+
+impl Event {
+    /// Reads a body whose signature was verified.
+    pub fn from_json(body: &[u8], received_at: DateTime<Utc>) -> Result<Self, NotAnEvent> {
+        let value: Value = serde_json::from_slice(body).map_err(|_| NotAnEvent("it is not JSON"))?;
+        let envelope = value.as_object().ok_or(NotAnEvent("it is not a JSON object"))?;
+        let thin = match envelope.get("object").map(Value::as_str) {
+            Some(Some("event")) | None => false,
+            Some(Some("v2.core.event")) => true,
+            Some(_) => return Err(NotAnEvent("`object` is not \"event\"")),
+        };
+        let id = envelope.get("id").and_then(id).ok_or(NotAnEvent("`id` is missing, or is not an id of up to 255 bytes"))?;
+        let kind = text(envelope, "type").ok_or(NotAnEvent("`type` is missing"))?;
+        let object = match envelope.get("data") {
+            Some(Value::Object(data)) => data.get("object").ok_or(NotAnEvent("`data.object` is missing"))?,
+            _ if thin => &Value::Null,
+            _ => return Err(NotAnEvent("`data` is missing")),
+        };
+        let created = envelope.get("created").and_then(|created| time(created).or_else(|| created.as_str()?.parse().ok()));
+        let created = created.unwrap_or(received_at);
+        let (facts, content) = if thin { read_thin(envelope) } else { read_object(&kind, object, created)? };
+        Ok(Self {
+            livemode: envelope.get("livemode").and_then(Value::as_bool).unwrap_or(false),
+            account: text(envelope, "account"),
+            api_version: text(envelope, "api_version"),
+            id,
+            kind,
+            created,
+            facts,
+            content,
+        })
+    }
+}
+
+/// A thin event carries no object; where it names a subscription or a customer it is a nudge.
+fn read_thin(envelope: &Map<String, Value>) -> (Facts, Content) {
+    let Some(related) = envelope.get("related_object").and_then(Value::as_object) else {
+        return (Facts::default(), Content::Ignored);
+    };
+    let (object, object_id) = (text(related, "type"), related.get("id").and_then(id));
+    let mut facts = Facts { object, object_id: object_id.clone(), ..Facts::default() };
+    let content = match facts.object.as_deref() {
+        Some("subscription") => {
+            facts.subscription = object_id;
+            Content::Nudge { customer: None }
+        }
+        Some("customer") => {
+            facts.customer = object_id.clone();
+            Content::Nudge { customer: object_id }
+        }
+        _ => Content::Ignored,
+    };
+    (facts, content)
+}
+
+/// Which kinds of object we act on. The rest is taken, whatever its shape.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Family {
+    Subscription,
+    Checkout,
+    Customer,
+    Invoice,
+    Nudge,
+    Catalogue,
+    Alert,
+    Other,
+}
+
+fn family(kind: &str) -> Family {
+    match kind {
+        "customer.created" | "customer.updated" | "customer.deleted" => Family::Customer,
+        "charge.refunded" => Family::Alert,
+        "entitlements.active_entitlement_summary.updated" => Family::Nudge,
+        _ if kind.starts_with("customer.subscription.") => Family::Subscription,
+        _ if kind.starts_with("checkout.session.") => Family::Checkout,
+        _ if kind.starts_with("invoice.") => Family::Invoice,
+        _ if kind.starts_with("subscription_schedule.") => Family::Nudge,
+        _ if ["price.", "product.", "plan."].iter().any(|start| kind.starts_with(start)) => Family::Catalogue,
+        _ if kind.starts_with("charge.dispute.") => Family::Alert,
+        _ => Family::Other,
+    }
+}
+
+fn read_object(kind: &str, object: &Value, said_at: DateTime<Utc>) -> Result<(Facts, Content), NotAnEvent> {
+    let family = family(kind);
+    let Some(object) = object.as_object() else {
+        return match family {
+            Family::Other => Ok((Facts::default(), Content::Ignored)),
+            _ => Err(NotAnEvent("`data.object` is not an object")),
+        };
+    };
+    let mut facts = Facts { object: text(object, "object"), object_id: object.get("id").and_then(id), ..Facts::default() };
+    if family == Family::Other {
+        return Ok((facts, Content::Ignored));
+    }
+    if object.get("id").is_some_and(Value::is_string) && facts.object_id.is_none() {
+        return Err(NotAnEvent("`data.object.id` is not an id of up to 255 bytes"));
+    }
+    facts.customer = reference(object, "customer")?;
+    let content = match family {
+        Family::Subscription => {
+            facts.subscription.clone_from(&facts.object_id);
+            facts.user_hint = metadata(object, "user_id");
+            let shown = shown(object);
+            let snapshot = snapshot(kind, object, &shown, said_at);
+            facts.shown = Some(shown);
+            match (facts.customer.clone(), facts.subscription.clone()) {
+                (Some(customer), Some(subscription)) => {
+                    Content::Notice { customer, notice: Notice::Subscription { subscription, snapshot } }
+                }
+                _ => Content::Unreadable("the subscription names no customer"),
+            }
+        }
+        Family::Checkout => {
+            facts.subscription = reference(object, "subscription")?;
+            facts.user_hint = text(object, "client_reference_id");
+            facts.customer.clone().map_or(Content::Ignored, |customer| Content::Mapping { customer })
+        }
+        Family::Customer => {
+            facts.customer.clone_from(&facts.object_id);
+            facts.user_hint = metadata(object, "user_id");
+            match facts.customer.clone() {
+                Some(customer) if kind == "customer.deleted" => Content::Notice { customer, notice: Notice::Deleted },
+                Some(customer) => Content::Mapping { customer },
+                None => Content::Unreadable("the customer has no id"),
+            }
+        }
+        Family::Invoice => {
+            facts.subscription = invoice_subscription(object)?;
+            match (facts.customer.clone(), facts.subscription.clone()) {
+                (Some(customer), Some(subscription)) if kind == "invoice.paid" => {
+                    Content::Notice { customer, notice: Notice::InvoicePaid { subscription, said_at } }
+                }
+                (customer, Some(_)) => Content::Nudge { customer },
+                (_, None) => Content::Ignored,
+            }
+        }
+        Family::Nudge => {
+            facts.subscription = reference(object, "subscription")?.or(reference(object, "released_subscription")?);
+            Content::Nudge { customer: facts.customer.clone() }
+        }
+        Family::Catalogue => Content::Catalogue,
+        Family::Alert => Content::Alert,
+        Family::Other => Content::Ignored,
+    };
+    Ok((facts, content))
+}
+
+fn shown(object: &Map<String, Value>) -> Shown {
+    let items = items(object);
+    Shown {
+        status: text(object, "status"),
+        period_end: seconds(object, "current_period_end").or_else(|| items.iter().find_map(|item| item.period_end)),
+        items,
+        cancel_at_period_end: flag(object, "cancel_at_period_end"),
+        cancel_at: seconds(object, "cancel_at"),
+        ended_at: seconds(object, "ended_at"),
+        trial_end: seconds(object, "trial_end"),
+        pause_collection: object.get("pause_collection").is_some_and(Value::is_object),
+        pending_update: object.get("pending_update").is_some_and(Value::is_object),
+    }
+}
+
+fn snapshot(kind: &str, object: &Map<String, Value>, shown: &Shown, said_at: DateTime<Utc>) -> Snapshot {
+    let written = Status::from(shown.status.clone().unwrap_or_default());
+    let (status, occasion) = match kind {
+        // Old API versions delete a subscription while its status still reads `active`.
+        "customer.subscription.deleted" if written != Status::IncompleteExpired => (Status::Canceled, Occasion::Change),
+        "customer.subscription.created" => (written, Occasion::Creation),
+        "customer.subscription.trial_will_end" => (written, Occasion::Announcement),
+        _ => (written, Occasion::Change),
+    };
+    // Before 2025-03-31.basil the period stands on the subscription, since then on its items.
+    let (start, end) = (seconds(object, "current_period_start"), seconds(object, "current_period_end"));
+    let items = shown.items.iter().map(|item| Item {
+        period_start: item.period_start.or(start),
+        period_end: item.period_end.or(end),
+        ..item.clone()
+    });
+    Snapshot {
+        status,
+        occasion,
+        said_at,
+        items: items.collect(),
+        cancel_at: shown.cancel_at,
+        cancel_at_period_end: shown.cancel_at_period_end,
+        collection_paused: shown.pause_collection,
+    }
+}
+
+fn items(object: &Map<String, Value>) -> Vec<Item> {
+    let listed = object.get("items").and_then(|items| items.get("data")).and_then(Value::as_array);
+    match listed {
+        Some(items) => items.iter().filter_map(Value::as_object).map(item).collect(),
+        // The oldest API versions have one plan, on the subscription itself.
+        None if object.get("plan").is_some_and(Value::is_object) => vec![item(object)],
+        None => Vec::new(),
+    }
+}
+
+fn item(line: &Map<String, Value>) -> Item {
+    let price = line.get("price").filter(|price| !price.is_null()).or_else(|| line.get("plan"));
+    let fields = price.and_then(Value::as_object);
+    Item {
+        price: price.and_then(|price| price.as_str().and_then(bounded).or_else(|| text(price.as_object()?, "id"))),
+        lookup_key: fields.and_then(|price| text(price, "lookup_key")),
+        metadata_tier: fields.and_then(|price| metadata(price, "tier")),
+        product: fields.and_then(|price| price.get("product")).and_then(|product| match product {
+            Value::String(id) => bounded(id),
+            product => text(product.as_object()?, "id"),
+        }),
+        quantity: line.get("quantity").and_then(Value::as_u64),
+        period_start: seconds(line, "current_period_start"),
+        period_end: seconds(line, "current_period_end"),
+    }
+}
+
+/// At `parent.subscription_details.subscription` since basil, at `subscription` before.
+fn invoice_subscription(object: &Map<String, Value>) -> Result<Option<String>, NotAnEvent> {
+    let details = object.get("parent").and_then(|parent| parent.get("subscription_details")).and_then(Value::as_object);
+    let since_basil = details.map(|details| reference(details, "subscription")).transpose()?.flatten();
+    Ok(since_basil.or(reference(object, "subscription")?))
+}
+
+/// A customer's or subscription's id, written as an id or as the object itself. `Err` where it is text but not an id: such a
+/// name would later be put into a path.
+fn reference(object: &Map<String, Value>, key: &str) -> Result<Option<String>, NotAnEvent> {
+    let value = match object.get(key) {
+        Some(Value::Object(expanded)) => expanded.get("id"),
+        value => value,
+    };
+    match value {
+        Some(Value::String(_)) => value.and_then(id).map(Some).ok_or(NotAnEvent("it names a customer or subscription by what is not an id")),
+        _ => Ok(None),
+    }
+}
+
+/// An id that can stand in a path: no slash, no query, no way up, no blank.
+fn id(value: &Value) -> Option<String> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.@+:|".contains(&byte);
+    let text = value.as_str()?;
+    let good = !text.is_empty() && text.len() <= TEXT_BYTES_MAX && text.bytes().all(allowed) && !text.contains("..") && text != ".";
+    good.then(|| text.to_owned())
+}
+
+fn bounded(text: &str) -> Option<String> {
+    let good = !text.is_empty() && text.len() <= TEXT_BYTES_MAX && !text.chars().any(char::is_control);
+    good.then(|| text.to_owned())
+}
+
+fn text(object: &Map<String, Value>, key: &str) -> Option<String> {
+    object.get(key)?.as_str().and_then(bounded)
+}
+
+fn metadata(object: &Map<String, Value>, key: &str) -> Option<String> {
+    text(object.get("metadata")?.as_object()?, key)
+}
+
+fn flag(object: &Map<String, Value>, key: &str) -> bool {
+    object.get(key).and_then(Value::as_bool).unwrap_or(false)
+}
+
+fn seconds(object: &Map<String, Value>, key: &str) -> Option<DateTime<Utc>> {
+    object.get(key).and_then(time)
+}
+
+/// Unix seconds, forced into what RFC 3339 can write.
+fn time(value: &Value) -> Option<DateTime<Utc>> {
+    DateTime::from_timestamp(value.as_i64()?.clamp(0, SECONDS_MAX), 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn content(body: &str) -> Result<Content, NotAnEvent> {
+        Event::from_json(body.as_bytes(), DateTime::default()).map(|event| event.content)
+    }
+
+    #[test]
+    fn a_deleted_subscription_is_canceled_whatever_its_status_reads() {
+        let body = r#"{"id":"evt_1","type":"customer.subscription.deleted","created":5,
+            "data":{"object":{"id":"sub_1","customer":{"id":"cus_1"},"status":"active"}}}"#;
+        let Ok(Content::Notice { customer, notice: Notice::Subscription { snapshot, .. } }) = content(body) else {
+            panic!("a notice");
+        };
+        assert_eq!((customer.as_str(), snapshot.status), ("cus_1", Status::Canceled));
+    }
+
+    #[test]
+    fn a_plan_on_the_subscription_itself_is_its_item() {
+        let body = r#"{"id":"evt_1","type":"customer.subscription.updated","created":5,"data":{"object":
+            {"id":"sub_1","customer":"cus_1","status":"active","quantity":2,"plan":{"id":"gold","product":"prod_1"}}}}"#;
+        let Ok(Content::Notice { notice: Notice::Subscription { snapshot, .. }, .. }) = content(body) else {
+            panic!("a notice");
+        };
+        let expected = Item { price: Some("gold".to_owned()), product: Some("prod_1".to_owned()), quantity: Some(2), ..Item::default() };
+        assert_eq!(snapshot.items, [expected]);
+    }
+
+    #[test]
+    fn a_thin_event_that_names_a_customer_is_a_nudge() {
+        let thin = |related: &str| {
+            content(&format!(r#"{{"id":"evt_1","object":"v2.core.event","type":"v1.x","created":"2026-01-05T00:00:00Z","related_object":{related}}}"#))
+        };
+        assert_eq!(thin(r#"{"id":"cus_1","type":"customer"}"#), Ok(Content::Nudge { customer: Some("cus_1".to_owned()) }));
+        assert_eq!(thin(r#"{"id":"sub_1","type":"subscription"}"#), Ok(Content::Nudge { customer: None }));
+        assert_eq!(thin("null"), Ok(Content::Ignored));
+    }
+
+    #[test]
+    fn names_that_could_lead_elsewhere_are_not_ids() {
+        for name in ["", ".", "..", "a/b", "a?b", "a#b", "a b", "a%2fb", "a\\b", "x/../y", "é", "a\u{0}"] {
+            assert_eq!(id(&Value::from(name)), None, "{name}");
+        }
+        for name in ["cus_123", "ada@example.com", "small-monthly"] {
+            assert_eq!(id(&Value::from(name)).as_deref(), Some(name));
+        }
+    }
+
+    #[test]
+    fn odd_types_in_fields_that_we_read_are_taken_as_absent() {
+        let body = r#"{"id":"evt_1","type":"customer.subscription.updated","created":"yesterday","livemode":1,"data":{"object":
+            {"id":"sub_1","customer":"cus_1","status":7,"items":{"data":[1,null,{"price":9,"quantity":-1}]},"cancel_at":"x","metadata":[]}}}"#;
+        let Ok(Content::Notice { notice: Notice::Subscription { snapshot, .. }, .. }) = content(body) else {
+            panic!("a notice");
+        };
+        assert_eq!(snapshot.status, Status::Unknown(String::new()));
+        assert_eq!(snapshot.items, [Item::default()]);
+    }
+}
