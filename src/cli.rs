@@ -53,7 +53,7 @@ Exit codes: 0 done; 1 failed; 2 the command line, a setting or tiers.yaml is wro
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Start the service (SQLite in DATA_DIR unless told otherwise) and print where it listens.
+    /// Start the service (SQLite in `DATA_DIR` unless told otherwise) and print where it listens.
     Serve,
     /// Show it all in a minute: a real server on a temporary database, real signed events, three users who spend.
     Demo(demo::Args),
@@ -74,6 +74,11 @@ enum Command {
 struct Misconfigured(String);
 
 impl Cli {
+    /// Whether the command is a service, whose log somebody keeps; the others only tell of what goes wrong.
+    pub fn is_service(&self) -> bool {
+        matches!(self.command, None | Some(Command::Serve))
+    }
+
     /// Runs the command; errors are told on standard error.
     pub async fn run(self, machine: Machine) -> ExitCode {
         let done = match self.command.unwrap_or(Command::Serve) {
@@ -124,9 +129,8 @@ fn read_catalogue(config: &Config) -> anyhow::Result<(Catalogue, TiersSource)> {
         None => TiersSource::BuiltIn,
     };
     let text = match &source {
-        TiersSource::File(path) => {
-            std::fs::read_to_string(path).map_err(|error| Misconfigured(format!("TIERS_FILE: {} cannot be read: {error}", path.display())))?
-        }
+        TiersSource::File(path) => std::fs::read_to_string(path)
+            .map_err(|error| Misconfigured(format!("TIERS_FILE: {} cannot be read: {error}", path.display())))?,
         TiersSource::BuiltIn => BUILT_IN_TIERS.to_owned(),
     };
     let catalogue = tiers_file::read(&text).map_err(|problems| {

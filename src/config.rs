@@ -69,7 +69,10 @@ impl Config {
             data_dir,
             tiers_file: get("TIERS_FILE").map(PathBuf::from),
             webhook_secrets: webhook_secrets(get("STRIPE_WEBHOOK_SECRETS"))?,
-            stripe: StripeConfig { livemode: livemode(get("STRIPE_API_KEY"))?, api_base: url("STRIPE_API_BASE", get("STRIPE_API_BASE"))?.unwrap_or_else(|| STRIPE_API_BASE.to_owned()) },
+            stripe: StripeConfig {
+                livemode: livemode(get("STRIPE_API_KEY"))?,
+                api_base: url("STRIPE_API_BASE", get("STRIPE_API_BASE"))?.unwrap_or_else(|| STRIPE_API_BASE.to_owned()),
+            },
             admin_api_key: admin_api_key(get("ADMIN_API_KEY"))?,
             public_url: url("PUBLIC_URL", get("PUBLIC_URL"))?,
         })
@@ -86,18 +89,28 @@ fn database(value: Option<String>, data_dir: &std::path::Path) -> Result<PathBuf
     let path = value.strip_prefix("sqlite://").or_else(|| value.strip_prefix("sqlite:"));
     match path {
         Some(path) if !path.is_empty() && !path.starts_with(":memory:") && !path.contains('?') => Ok(PathBuf::from(path)),
-        _ => Err(fault("DATABASE_URL", "must be sqlite:<path of a file>, as in sqlite:data/spendgate.db; this version keeps its data in SQLite only")),
+        _ => Err(fault(
+            "DATABASE_URL",
+            "must be sqlite:<path of a file>, as in sqlite:data/spendgate.db; this version keeps its data in SQLite only",
+        )),
     }
 }
 
 fn webhook_secrets(value: Option<String>) -> Result<Vec<Secret>, ConfigError> {
     let value = value.unwrap_or_default();
     let parts = value.split(',').map(str::trim).filter(|part| !part.is_empty());
-    parts.map(|part| {
-        let well_formed = part.starts_with("whsec_") && part.len() > "whsec_".len() && part.chars().all(|c| c.is_ascii_graphic());
-        let secret = Secret::new(part).filter(|_| well_formed);
-        secret.ok_or_else(|| fault("STRIPE_WEBHOOK_SECRETS", "each secret begins with whsec_; Stripe shows it beside the endpoint, several are separated by commas"))
-    }).collect()
+    parts
+        .map(|part| {
+            let well_formed = part.starts_with("whsec_") && part.len() > "whsec_".len() && part.chars().all(|c| c.is_ascii_graphic());
+            let secret = Secret::new(part).filter(|_| well_formed);
+            secret.ok_or_else(|| {
+                fault(
+                    "STRIPE_WEBHOOK_SECRETS",
+                    "each secret begins with whsec_; Stripe shows it beside the endpoint, several are separated by commas",
+                )
+            })
+        })
+        .collect()
 }
 
 fn livemode(key: Option<String>) -> Result<Option<bool>, ConfigError> {
@@ -126,7 +139,11 @@ fn url(name: &'static str, value: Option<String>) -> Result<Option<String>, Conf
     let rest = value.strip_prefix("https://").or_else(|| value.strip_prefix("http://"));
     let good = rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/') && !rest.contains(['?', '#', '@']))
         && value.chars().all(|c| c.is_ascii_graphic());
-    if good { Ok(Some(value.trim_end_matches('/').to_owned())) } else { Err(fault(name, "must be a URL such as https://spend.example.com")) }
+    if good {
+        Ok(Some(value.trim_end_matches('/').to_owned()))
+    } else {
+        Err(fault(name, "must be a URL such as https://spend.example.com"))
+    }
 }
 
 #[cfg(test)]

@@ -73,6 +73,8 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/healthz", get(health::alive))
         .route("/readyz", get(health::ready))
         .fallback(async || Problem::new(ErrorCode::NotFound, "there is nothing at this path; docs/API.md lists what there is"))
-        .method_not_allowed_fallback(async || Problem::new(ErrorCode::MethodNotAllowed, "this path takes another method; the Allow header says which"))
+        .method_not_allowed_fallback(async || {
+            Problem::new(ErrorCode::MethodNotAllowed, "this path takes another method; the Allow header says which")
+        })
         .with_state(app)
 }

@@ -1,4 +1,5 @@
 //! The command line. The only clock, environment and source of randomness.
+#![expect(clippy::disallowed_methods, reason = "this is where the clock and the environment come from")]
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -17,7 +18,7 @@ fn main() -> ExitCode {
     }
     let cli = Cli::parse();
     let filter = match std::env::var("RUST_LOG").ok().filter(|text| !text.is_empty()) {
-        None => EnvFilter::new("info"),
+        None => EnvFilter::new(if cli.is_service() { "info" } else { "warn" }),
         Some(text) => match EnvFilter::try_new(text) {
             Ok(filter) => filter,
             Err(error) => return fail(&format!("RUST_LOG: {error}; a level such as info or debug would do")),

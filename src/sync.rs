@@ -226,7 +226,7 @@ fn sentence(
         (Some(user), Change::Latest) => format!("Customer {customer} (user {user}): {tier}."),
         (None, Change::Latest) => {
             let hint = event.facts.user_hint.as_deref().map(|hint| format!(" It hints at user {hint}.")).unwrap_or_default();
-            format!("Customer {customer} is bound to no user; its {tier} counts once it is (PUT /v1/users/{{user_id}}).{hint}")
+            format!("Customer {customer} is bound to no user (PUT /v1/users/{{user_id}} binds it); kept until then: {tier}.{hint}")
         }
     }
 }
@@ -246,9 +246,10 @@ fn doubt_alert(subscription: &str, doubt: &Doubt) -> Alert {
             let kept = kept.as_ref().map_or("it had none, so the default tier holds".to_owned(), |tier| format!("tier {tier} is kept"));
             alert("unmapped_price", format!("subscription {subscription} pays for {prices}, which no tier of tiers.yaml names; {kept}"))
         }
-        Doubt::UnknownStatus { status } => {
-            alert("unknown_status", format!("subscription {subscription} has the status \"{status}\", which is not known; the tier is kept"))
-        }
+        Doubt::UnknownStatus { status } => alert(
+            "unknown_status",
+            format!("subscription {subscription} has the status \"{status}\", which is not known; the tier is kept"),
+        ),
     }
 }
 

@@ -8,6 +8,7 @@ use super::serve::{Server, until_told};
 use super::table::table;
 use super::{Machine, built_in_catalogue, read_config, say};
 use crate::config::Config;
+use crate::domain::money::Money;
 use crate::stripe::signature::Secret;
 
 #[derive(Debug, clap::Args)]
@@ -102,7 +103,7 @@ impl Demo<'_> {
         for (name, body) in UPGRADE {
             self.deliver(name, body).await?;
         }
-        self.rows.push(vec!["u_free pays for pro at Stripe; its events arrive:".to_owned()]);
+        self.rows.push(["u_free", "", "", "", "pays for pro at Stripe, whose events arrive"].map(str::to_owned).to_vec());
         self.check("u_free").await
     }
 
@@ -134,13 +135,14 @@ impl Demo<'_> {
         let answer: Value = serde_json::from_slice(&response.bytes().await?)?;
         let text = |value: &Value| value.as_str().map(str::to_owned).unwrap_or_else(|| value.to_string());
         let daily = answer["budgets"].as_array().into_iter().flatten().find(|budget| budget["period"] == "daily");
-        let spent = daily.map(|budget| format!("${} of ${}", text(&budget["spent"]), text(&budget["limit"])));
+        let dollars = |value: &Value| Money::parse(&value.to_string()).map(|money| money.to_string()).unwrap_or_default();
+        let spent = daily.map(|budget| format!("{} of {}", dollars(&budget["spent"]), dollars(&budget["limit"])));
         let action = text(&answer["action"]);
         let then = match action.as_str() {
             "ALLOW" => format!("go on with {}", text(&answer["model"])),
-            "WARN" => format!("go on with {}; {}", text(&answer["model"]), text(&answer["message"])),
-            "DEGRADE" => format!("go on with {}", text(&answer["model"])),
-            _ => format!("upgrade at {}", text(&answer["upgrade_url"])),
+            "WARN" => format!("go on with {}. {}", text(&answer["model"]), text(&answer["message"])),
+            "DEGRADE" => format!("go on with {}. {}", text(&answer["model"]), text(&answer["message"])),
+            _ => format!("{} Upgrade at {}", text(&answer["message"]), text(&answer["upgrade_url"])),
         };
         self.rows.push(vec![user.to_owned(), text(&answer["tier"]), spent.unwrap_or_default(), action, then]);
         Ok(())

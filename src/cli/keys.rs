@@ -38,7 +38,8 @@ pub async fn run(command: Keys, machine: &Machine) -> anyhow::Result<()> {
     let now = (machine.clock)();
     match command {
         Keys::Create { name, scopes } => {
-            let scopes = Scopes::parse(&scopes).ok_or_else(|| Misconfigured("--scopes takes check, write and admin, comma-separated".to_owned()))?;
+            let scopes =
+                Scopes::parse(&scopes).ok_or_else(|| Misconfigured("--scopes takes check, write and admin, comma-separated".to_owned()))?;
             let key = new_key((machine.random)()?, &name, &scopes, now);
             let mut tx = store.begin().await?;
             keys::put(tx.connection()?, &key.stored, digest(&key.text)).await?;

@@ -23,7 +23,7 @@ pub struct Args {
     /// Where the service takes webhooks.
     #[arg(long, default_value = "http://127.0.0.1:8080/webhooks/stripe")]
     url: String,
-    /// The endpoint's signing secret; the first of STRIPE_WEBHOOK_SECRETS where it is not given.
+    /// The endpoint's signing secret; the first of `STRIPE_WEBHOOK_SECRETS` where it is not given.
     #[arg(long)]
     secret: Option<String>,
     /// Post in random order.

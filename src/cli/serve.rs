@@ -38,10 +38,7 @@ impl Server {
         let lock = lock(&config.database)?;
         let store = Store::open(&config.database).await.with_context(|| format!("{} cannot be opened", config.database.display()))?;
         let new_admin_key = first_key(&store, config.admin_api_key.as_ref(), machine).await?;
-        let listener = TcpListener::bind(config.listen_addr).await.map_err(|error| match error.kind() {
-            ErrorKind::AddrInUse => Misconfigured(format!("LISTEN_ADDR: {} is in use; choose another port", config.listen_addr)).into(),
-            _ => anyhow::Error::from(error).context(format!("cannot listen on {}", config.listen_addr)),
-        })?;
+        let listener = TcpListener::bind(config.listen_addr).await.map_err(|error| cannot_listen(config.listen_addr, error))?;
         let address = listener.local_addr()?;
         let catalogue = Arc::new(catalogue);
         let (meter, writer) = Meter::start(store.clone(), catalogue.clone(), machine.clock.clone());
@@ -75,6 +72,13 @@ impl Server {
         let _ = self.stop.send(());
         self.ended.await?
     }
+}
+
+fn cannot_listen(address: SocketAddr, error: std::io::Error) -> anyhow::Error {
+    if error.kind() == ErrorKind::AddrInUse {
+        return Misconfigured(format!("LISTEN_ADDR: {address} is in use; choose another port")).into();
+    }
+    anyhow::Error::from(error).context(format!("cannot listen on {address}"))
 }
 
 /// One process owns a database file: what it holds in memory would not see another one's writes.

@@ -279,10 +279,8 @@ mod tests {
 
     #[test]
     fn a_fallback_is_never_degraded_further() {
-        let fallbacks = Fallbacks {
-            by_model: BTreeMap::from([("gpt-4o".to_owned(), "gpt-4o-mini".to_owned())]),
-            default: Some("tiny".to_owned()),
-        };
+        let fallbacks =
+            Fallbacks { by_model: BTreeMap::from([("gpt-4o".to_owned(), "gpt-4o-mini".to_owned())]), default: Some("tiny".to_owned()) };
         let check = |requested: Option<&str>, expected: &str| assert_eq!(fallbacks.instead_of(requested), Some(expected));
         check(Some("gpt-4o"), "gpt-4o-mini");
         check(Some("gpt-4o-mini"), "gpt-4o-mini");

@@ -12,7 +12,15 @@ fn money(text: &str) -> Money {
 fn budget(period: Period, policy: Policy, limit: &str, spent: &str) -> Budget {
     let now = NOW.parse().unwrap_or_else(|_| panic!("a time"));
     let window = period.window(now, None);
-    Budget { scope: Scope::User, period, limit: money(limit), spent: money(spent), held: Money::ZERO, window, thresholds: policy.thresholds() }
+    Budget {
+        scope: Scope::User,
+        period,
+        limit: money(limit),
+        spent: money(spent),
+        held: Money::ZERO,
+        window,
+        thresholds: policy.thresholds(),
+    }
 }
 
 #[test]

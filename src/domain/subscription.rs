@@ -184,10 +184,8 @@ impl Subscription {
     fn status(&self) -> Option<Status> {
         let latest = self.latest.as_ref()?;
         let paid_since = self.paid_at.is_some_and(|paid_at| latest.said_at < paid_at);
-        match latest.status {
-            Status::PastDue | Status::Incomplete if paid_since => Some(Status::Active),
-            ref status => Some(status.clone()),
-        }
+        let waits_for_money = matches!(latest.status, Status::PastDue | Status::Incomplete);
+        Some(if waits_for_money && paid_since { Status::Active } else { latest.status.clone() })
     }
 
     fn ended_long_ago_first(&self) -> (bool, Option<DateTime<Utc>>) {
@@ -288,9 +286,10 @@ impl Customer {
             None => kept(),
         };
         let suspended = latest.collection_paused && catalogue.paused_collection == PausedCollection::Suspend;
-        let grace_ends_at = known.past_due_since.zip(bought).and_then(|(since, tier)| {
-            since.checked_add_signed(TimeDelta::days(i64::from(tier.grace_days)))
-        });
+        let grace_ends_at = known
+            .past_due_since
+            .zip(bought)
+            .and_then(|(since, tier)| since.checked_add_signed(TimeDelta::days(i64::from(tier.grace_days))));
         let tier = match status {
             Status::Trialing | Status::Active => bought.filter(|_| !suspended),
             Status::PastDue => bought.filter(|_| !suspended && grace_ends_at.is_some_and(|end| now < end)),
@@ -343,8 +342,13 @@ pub struct Grant<'c> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Doubt {
     /// Paid for, but no tier of the catalogue is bought by any of its prices.
-    UnmappedPrice { prices: Vec<String>, kept: Option<String> },
-    UnknownStatus { status: String },
+    UnmappedPrice {
+        prices: Vec<String>,
+        kept: Option<String>,
+    },
+    UnknownStatus {
+        status: String,
+    },
 }
 
 /// The tier that `snapshot` buys under a name that we know.

@@ -116,7 +116,8 @@ fn the_highest_rank_of_all_subscriptions_and_items_wins() {
 #[test]
 fn a_price_is_asked_by_id_then_lookup_key_then_metadata_then_product() {
     let catalogue = catalogue("");
-    let full = ItemNames { price: Some("price_pro"), lookup_key: Some("top_monthly"), metadata_tier: Some("free"), product: Some("prod_top") };
+    let full =
+        ItemNames { price: Some("price_pro"), lookup_key: Some("top_monthly"), metadata_tier: Some("free"), product: Some("prod_top") };
     let name = |names: ItemNames<'_>| catalogue.tier_of(names).map(|tier| tier.name.as_str());
     assert_eq!(name(full), Some("pro"));
     assert_eq!(name(ItemNames { price: Some("price_other"), ..full }), Some("top"));
@@ -175,7 +176,11 @@ fn a_customer_with_very_many_subscriptions_stays_bounded_and_keeps_the_live_one(
 
 /// A life as Stripe would tell it: ascending seconds, statuses that may follow each other, prices that change.
 fn life() -> impl Strategy<Value = Vec<Notice>> {
-    let step = (1..5_i64, prop::sample::select(vec!["active", "past_due", "unpaid", "paused"]), prop::sample::select(vec!["price_pro", "price_free", "price_lost"]));
+    let step = (
+        1..5_i64,
+        prop::sample::select(vec!["active", "past_due", "unpaid", "paused"]),
+        prop::sample::select(vec!["price_pro", "price_free", "price_lost"]),
+    );
     (proptest::collection::vec(step, 1..8), any::<bool>()).prop_map(|(steps, ends)| {
         let mut seconds = 0;
         let mut notices = vec![said(Snapshot { occasion: Occasion::Creation, ..shown("incomplete", &["price_pro"], 0) })];

@@ -7,9 +7,7 @@ use std::fmt;
 use marked_yaml::types::{MarkedScalarNode, Span};
 use marked_yaml::{LoadError, LoaderOptions, Node, parse_yaml_with_options};
 
-use super::catalogue::{
-    Budgets, Catalogue, Fallbacks, Links, PausedCollection, Percent, Policy, SoldAs, Thresholds, Tier, UrlTemplate,
-};
+use super::catalogue::{Budgets, Catalogue, Fallbacks, Links, PausedCollection, Percent, Policy, SoldAs, Thresholds, Tier, UrlTemplate};
 use super::money::Money;
 use super::period::Period;
 
@@ -96,8 +94,9 @@ impl Reader {
     fn catalogue(&mut self, root: &Node) -> Option<Catalogue> {
         const KEYS: &[&str] = &["default_tier", "upgrade_url", "contact_url", "pause_collection", "global", "tiers"];
         let fields = self.fields(root, "the file", KEYS)?;
-        let tiers = self.tiers(fields.get("tiers").copied(), root.span());
-        let default_tier = self.default_tier(fields.get("default_tier").copied(), &tiers, root.span());
+        let tiers = self.tiers(fields.get("tiers").copied());
+        let names = fields.get("tiers").and_then(|node| node.as_mapping()).map(|tiers| tiers.keys().map(|name| name.as_str()).collect());
+        let default_tier = self.default_tier(fields.get("default_tier").copied(), names.unwrap_or_default());
         let global = fields.get("global").and_then(|node| self.global(node, &tiers));
         let upgrade_url = match fields.get("upgrade_url").copied() {
             Some(node) => self.parsed(node, "upgrade_url", UrlTemplate::parse),
@@ -116,24 +115,23 @@ impl Reader {
         Catalogue::new(tiers.into_iter().map(|(tier, _)| tier).collect(), &default_tier?, global, links)
     }
 
-    fn default_tier(&mut self, node: Option<&Node>, tiers: &[(Tier, Span)], root: &Span) -> Option<String> {
+    /// `names` are all tiers that the file describes, faulty ones included: one fault is told once.
+    fn default_tier(&mut self, node: Option<&Node>, names: Vec<&str>) -> Option<String> {
         let Some(node) = node else {
-            self.problem(root, "`default_tier` is missing; name the tier of users who pay for nothing");
+            self.problem(&Span::new_blank(), "`default_tier` is missing; name the tier of users who pay for nothing");
             return None;
         };
         let name = self.scalar(node, "default_tier")?.as_str().to_owned();
-        if tiers.iter().any(|(tier, _)| tier.name == name) {
-            return Some(name);
+        if !names.is_empty() && !names.contains(&name.as_str()) {
+            let message = format!("`default_tier: {name}` is not a tier; use one of {}", names.join(", "));
+            self.problem(node.span(), message);
         }
-        let names: Vec<&str> = tiers.iter().map(|(tier, _)| tier.name.as_str()).collect();
-        let message = format!("`default_tier` names `{name}`, which is not a tier; use one of {}", names.join(", "));
-        self.problem(node.span(), message);
-        None
+        Some(name)
     }
 
-    fn tiers(&mut self, node: Option<&Node>, root: &Span) -> Vec<(Tier, Span)> {
+    fn tiers(&mut self, node: Option<&Node>) -> Vec<(Tier, Span)> {
         let Some(node) = node else {
-            self.problem(root, "`tiers` is missing; describe at least one tier below it");
+            self.problem(&Span::new_blank(), "`tiers` is missing; describe at least one tier below it");
             return Vec::new();
         };
         let Some(mapping) = node.as_mapping() else {
@@ -160,9 +158,8 @@ impl Reader {
     }
 
     fn tier(&mut self, name: &MarkedScalarNode, node: &Node, claims: &mut Claims) -> Option<Tier> {
-        const KEYS: &[&str] = &[
-            "rank", "monthly_price", "budgets", "policy", "thresholds", "degrade_to", "grace_days", "prices", "lookup_keys", "products",
-        ];
+        const KEYS: &[&str] =
+            &["rank", "monthly_price", "budgets", "policy", "thresholds", "degrade_to", "grace_days", "prices", "lookup_keys", "products"];
         let label = format!("tier `{}`", name.as_str());
         if name.is_empty() || NAME_BYTES_MAX < name.len() || name.chars().any(char::is_control) {
             self.problem(name.span(), "a tier's name has 1 to 255 bytes and no control characters");
@@ -257,7 +254,7 @@ impl Reader {
                 let policy = self.parsed(node, "policy", |text| {
                     let names = Policy::ALL.map(Policy::name);
                     let found = Policy::ALL.into_iter().find(|policy| policy.name() == text);
-                    found.ok_or_else(|| format!("`{text}` is not a policy; {}", instead(text, &names)))
+                    found.ok_or_else(|| format!("is not a policy; {}", instead(text, &names)))
                 })?;
                 policy.thresholds()
             }

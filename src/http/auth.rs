@@ -143,7 +143,8 @@ pub async fn require(app: &App, headers: &HeaderMap, scope: Scope) -> Result<Cal
     let unauthorized = |why: &str| Problem::new(ErrorCode::Unauthorized, format!("{why}; send `Authorization: Bearer sg_…`"));
     let value = headers.get(header::AUTHORIZATION).ok_or_else(|| unauthorized("there is no Authorization header"))?;
     let text = value.to_str().ok().filter(|text| text.len() <= KEY_BYTES_MAX);
-    let (scheme, key) = text.and_then(|text| text.split_once(' ')).ok_or_else(|| unauthorized("the Authorization header is not a bearer key"))?;
+    let (scheme, key) =
+        text.and_then(|text| text.split_once(' ')).ok_or_else(|| unauthorized("the Authorization header is not a bearer key"))?;
     if !scheme.eq_ignore_ascii_case("bearer") {
         return Err(unauthorized("the Authorization header is not a bearer key"));
     }

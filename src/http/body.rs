@@ -109,11 +109,12 @@ fn named(message: &str, path: &str, prefix: &str) -> Problem {
         return Problem::field(ErrorCode::InvalidField, &format!("{prefix}{quoted}"), "is given twice");
     }
     let field = format!("{prefix}{}", inner.trim_end_matches('.'));
-    let why = if message.starts_with("invalid ") { format!("does not fit: {message}") } else { message.to_owned() };
+    let message = message.replace("expected i64", "expected a whole number").replace("expected a map", "expected an object");
+    let why = if message.starts_with("invalid ") { format!("does not fit: {message}") } else { message };
     Problem::invalid(&field, why)
 }
 
-/// serde_json adds where in the text; the path says it better.
+/// `serde_json` adds where in the text; the path says it better.
 fn without_position(message: &str) -> String {
     message.rfind(" at line ").map_or(message, |end| &message[..end]).to_owned()
 }

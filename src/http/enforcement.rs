@@ -9,11 +9,11 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
+use super::App;
 use super::auth::{Scope, require};
 use super::body::{self, Name, OneOrMany, Params, UserPath};
 use super::error::Problem;
 use super::view::{Ask, DecisionView};
-use super::App;
 use crate::domain::money::Money;
 use crate::domain::user::UserId;
 use crate::store::StoreError;

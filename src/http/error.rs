@@ -118,7 +118,9 @@ impl Problem {
                 let detail = format!("{refusal}; nothing of this request was booked");
                 Self { field: field(index, "cost"), ..Self::new(ErrorCode::InvalidField, detail) }
             }
-            WriteError::Busy => Self::new(ErrorCode::Busy, "more writes are waiting than can be done soon; nothing of this request was booked"),
+            WriteError::Busy => {
+                Self::new(ErrorCode::Busy, "more writes are waiting than can be done soon; nothing of this request was booked")
+            }
             WriteError::Unconfirmed => {
                 Self::new(ErrorCode::StoreUnavailable, "the database did not confirm; ask again with the same id, which counts once")
             }
@@ -153,4 +155,3 @@ impl From<StoreError> for Problem {
         Self::new(ErrorCode::StoreUnavailable, "the database did not answer; ask again, with the same id if this was a write")
     }
 }
-

@@ -29,18 +29,16 @@ pub async fn page(State(app): State<Arc<App>>, Params(query): Params<Query>) -> 
     let rank = query.from.as_deref().and_then(|name| catalogue.tier(name)).map_or(i64::MIN, |tier| tier.rank);
     let above = catalogue.tiers().iter().filter(|tier| rank < tier.rank && !tier.sold_as.is_nothing());
     let rows: String = above.map(row).collect();
-    let contact = catalogue.contact_url.as_deref().map(|url| format!("<p><a href=\"{}\">Talk to us</a></p>", escaped(url))).unwrap_or_default();
+    let contact =
+        catalogue.contact_url.as_deref().map(|url| format!("<p><a href=\"{}\">Talk to us</a></p>", escaped(url))).unwrap_or_default();
     let html = format!(
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content=\"width=device-width\"><title>Plans</title>\
          <style>body{{font:16px system-ui;margin:3rem auto;max-width:40rem;padding:0 1rem}}td,th{{padding:.4rem 1rem .4rem 0;text-align:left}}</style>\
          <h1>You have reached the limit of your plan</h1><p>These plans give you more:</p>\
          <table><tr><th>Plan<th>A month<th>Budgets</tr>{rows}</table>{contact}</html>"
     );
-    let headers: [(HeaderName, &str); 3] = [
-        (header::CACHE_CONTROL, "no-store"),
-        (header::CONTENT_SECURITY_POLICY, POLICY),
-        (header::REFERRER_POLICY, "no-referrer"),
-    ];
+    let headers: [(HeaderName, &str); 3] =
+        [(header::CACHE_CONTROL, "no-store"), (header::CONTENT_SECURITY_POLICY, POLICY), (header::REFERRER_POLICY, "no-referrer")];
     Ok((headers, Html(html)).into_response())
 }
 

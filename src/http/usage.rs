@@ -28,19 +28,21 @@ const MANY_MAX: usize = 1000;
 /// A thousand records with full metadata fit.
 const BODY_BYTES_MAX: usize = 8 * 1024 * 1024;
 const METADATA_BYTES_MAX: usize = 4096;
+/// Without `to`, whatever was booked is shown, also what a clock that runs ahead has dated.
+const END_OF_TIME: DateTime<Utc> = DateTime::<Utc>::MAX_UTC;
 /// More tokens than any call has.
-const TOKENS_MAX: u64 = 1_000_000_000_000;
+const TOKENS_MAX: i64 = 1_000_000_000_000;
 
 #[derive(Debug, Deserialize)]
-#[serde(try_from = "u64")]
+#[serde(try_from = "i64")]
 struct Tokens(i64);
 
-impl TryFrom<u64> for Tokens {
+impl TryFrom<i64> for Tokens {
     type Error = String;
 
-    fn try_from(tokens: u64) -> Result<Self, String> {
-        let tokens = i64::try_from(tokens).ok().filter(|_| tokens <= TOKENS_MAX);
-        tokens.map(Self).ok_or_else(|| format!("is more than {TOKENS_MAX} tokens"))
+    fn try_from(tokens: i64) -> Result<Self, String> {
+        let good = (0..=TOKENS_MAX).contains(&tokens);
+        if good { Ok(Self(tokens)) } else { Err(format!("is out of range; a number of tokens is 0 to {TOKENS_MAX}")) }
     }
 }
 
@@ -219,11 +221,7 @@ pub async fn list(
 ) -> Result<Response, Problem> {
     require(&app, &headers, Scope::Check).await?;
     let limit = page::limit(query.limit.as_deref())?;
-    let stretch = Stretch {
-        from: query.from.map_or(DateTime::UNIX_EPOCH, |time| time.0),
-        // Usage may lie a little ahead of the clock.
-        to: query.to.map_or(app.now() + AHEAD_MAX + AHEAD_MAX, |time| time.0),
-    };
+    let stretch = Stretch { from: query.from.map_or(DateTime::UNIX_EPOCH, |time| time.0), to: query.to.map_or(END_OF_TIME, |time| time.0) };
     match query.group_by.as_deref() {
         None => entries(&app, &user, stretch, limit, query.cursor.as_deref()).await,
         Some(names) => sums(&app, &user, stretch, group_by(names)?, limit, query.cursor.as_deref()).await,

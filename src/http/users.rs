@@ -180,7 +180,10 @@ struct UserChange {
 impl ChangeBody {
     fn check(self, app: &App, now: DateTime<Utc>) -> Result<UserChange, Problem> {
         if self.stripe_customer.is_none() && self.tier.is_none() {
-            return Err(Problem::new(ErrorCode::MissingField, "give `stripe_customer` (an id, or null to unbind) or `tier` (a name, or null to clear)"));
+            return Err(Problem::new(
+                ErrorCode::MissingField,
+                "give `stripe_customer` (an id, or null to unbind) or `tier` (a name, or null to clear)",
+            ));
         }
         if self.ends_at.is_some() && !matches!(self.tier, Some(Some(_))) {
             return Err(Problem::invalid("ends_at", "goes with a `tier` that is set"));
@@ -192,7 +195,8 @@ impl ChangeBody {
         let tier = match self.tier {
             None => None,
             Some(tier) => {
-                let missing = || Problem::field(ErrorCode::MissingField, "reason", "is missing; a tier is set or cleared by hand for a reason");
+                let missing =
+                    || Problem::field(ErrorCode::MissingField, "reason", "is missing; a tier is set or cleared by hand for a reason");
                 let reason = reason.clone().ok_or_else(missing)?;
                 let manual = tier.map(|tier| {
                     known_tier(app, &tier.0)?;
@@ -229,7 +233,13 @@ pub async fn change(State(app): State<Arc<App>>, headers: HeaderMap, UserPath(us
     Ok(Json(UserView::of(&user, &view)).into_response())
 }
 
-async fn write(db: &mut Connection, caller: &Caller, user: &UserId, change: &UserChange, now: DateTime<Utc>) -> Result<Result<(), UserId>, StoreError> {
+async fn write(
+    db: &mut Connection,
+    caller: &Caller,
+    user: &UserId,
+    change: &UserChange,
+    now: DateTime<Utc>,
+) -> Result<Result<(), UserId>, StoreError> {
     accounts::meet(db, user, now).await?;
     let before = accounts::users(db, std::slice::from_ref(user)).await?.remove(user).unwrap_or_default().profile;
     match &change.stripe_customer {
@@ -245,7 +255,8 @@ async fn write(db: &mut Connection, caller: &Caller, user: &UserId, change: &Use
         accounts::set_manual_tier(db, user, tier.as_ref()).await?;
     }
     let after = accounts::users(db, std::slice::from_ref(user)).await?.remove(user).unwrap_or_default().profile;
-    let tier = |manual: &Option<ManualTier>| manual.as_ref().map(|manual| json!({"tier": manual.tier, "ends_at": manual.ends_at.map(Moment)}));
+    let tier =
+        |manual: &Option<ManualTier>| manual.as_ref().map(|manual| json!({"tier": manual.tier, "ends_at": manual.ends_at.map(Moment)}));
     let change_text = json!({
         "stripe_customer": {"from": before.stripe_customer, "to": after.stripe_customer},
         "tier": {"from": tier(&before.manual), "to": tier(&after.manual)},

@@ -28,7 +28,10 @@ pub struct Received {
 /// `POST /webhooks/stripe`
 pub async fn receive(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Json<Received>, Problem> {
     if app.webhook_secrets.is_empty() {
-        return Err(Problem::new(ErrorCode::WebhookNotConfigured, "set STRIPE_WEBHOOK_SECRETS to the endpoint's signing secret; nothing was stored"));
+        return Err(Problem::new(
+            ErrorCode::WebhookNotConfigured,
+            "set STRIPE_WEBHOOK_SECRETS to the endpoint's signing secret; nothing was stored",
+        ));
     }
     let now = app.now();
     let body = body::read(body, BODY_BYTES_MAX).await?;

@@ -240,11 +240,15 @@ mod tests {
             memory.begin_load(vec![key]).keep(&key, &Arc::new(key));
             assert!(memory.get(&0).is_some(), "key 0 is read all the time");
         }
-        let count: usize = memory.shards.iter().map(|shard| {
-            let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-            assert!(shard.busy.is_empty());
-            shard.young.len() + shard.old.len()
-        }).sum();
+        let count: usize = memory
+            .shards
+            .iter()
+            .map(|shard| {
+                let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+                assert!(shard.busy.is_empty());
+                shard.young.len() + shard.old.len()
+            })
+            .sum();
         assert!(count <= 2 * SHARDS * generation_max, "{count}");
     }
 }

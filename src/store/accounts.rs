@@ -127,11 +127,8 @@ fn read_user(row: &SqliteRow) -> Result<StoredUser, StoreError> {
         }
         None => None,
     };
-    let profile = Profile {
-        manual,
-        stripe_customer: row.try_get("customer")?,
-        customer: state.map(read_state).transpose()?.unwrap_or_default(),
-    };
+    let profile =
+        Profile { manual, stripe_customer: row.try_get("customer")?, customer: state.map(read_state).transpose()?.unwrap_or_default() };
     Ok(StoredUser { profile, spent: money(row.try_get("spent")?)?, entries: row.try_get("entries")? })
 }
 

@@ -28,8 +28,7 @@ pub enum EventState {
 }
 
 impl EventState {
-    pub const ALL: [Self; 7] =
-        [Self::Applied, Self::Kept, Self::Stale, Self::Noted, Self::Ignored, Self::Parked, Self::Unreadable];
+    pub const ALL: [Self; 7] = [Self::Applied, Self::Kept, Self::Stale, Self::Noted, Self::Ignored, Self::Parked, Self::Unreadable];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -90,7 +89,8 @@ pub struct Arrival<'a> {
 const ACCEPT: &str = "INSERT INTO inbox (event_id, kind, customer, received_at, applied_at, state, effect, alerts, body) \
      VALUES ($1, $2, $3, $4, $4, 'noted', '', '[]', $5) ON CONFLICT (event_id) DO NOTHING";
 const SETTLE: &str = "UPDATE inbox SET state = $2, effect = $3, alerts = $4, applied_at = $5 WHERE event_id = $1";
-const ONE: &str = "SELECT seq, event_id, kind, customer, received_at, applied_at, state, effect, alerts, body FROM inbox WHERE event_id = $1";
+const ONE: &str =
+    "SELECT seq, event_id, kind, customer, received_at, applied_at, state, effect, alerts, body FROM inbox WHERE event_id = $1";
 const PAGE: &str = "SELECT seq, event_id, kind, customer, received_at, applied_at, state, effect, alerts FROM inbox \
      WHERE seq < $1 AND ($2 IS NULL OR state = $2) AND ($3 IS NULL OR kind = $3) AND ($4 IS NULL OR customer = $4) \
      ORDER BY seq DESC LIMIT $5";

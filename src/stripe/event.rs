@@ -61,11 +61,18 @@ pub struct Shown {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Content {
     /// It says something of this customer.
-    Notice { customer: String, notice: Notice },
+    Notice {
+        customer: String,
+        notice: Notice,
+    },
     /// It may tell which user a customer is.
-    Mapping { customer: String },
+    Mapping {
+        customer: String,
+    },
     /// Something of this customer changed elsewhere; whoever can ask Stripe should.
-    Nudge { customer: Option<String> },
+    Nudge {
+        customer: Option<String>,
+    },
     /// Prices or products changed; the catalogue is the operator's, so nothing follows by itself.
     Catalogue,
     /// Money went back, or is disputed.
@@ -160,10 +167,10 @@ fn family(kind: &str) -> Family {
 fn read_object(kind: &str, object: &Value, said_at: DateTime<Utc>) -> Result<(Facts, Content), NotAnEvent> {
     let family = family(kind);
     let Some(object) = object.as_object() else {
-        return match family {
-            Family::Other => Ok((Facts::default(), Content::Ignored)),
-            _ => Err(NotAnEvent("`data.object` is not an object")),
-        };
+        if family == Family::Other {
+            return Ok((Facts::default(), Content::Ignored));
+        }
+        return Err(NotAnEvent("`data.object` is not an object"));
     };
     let mut facts = Facts { object: text(object, "object"), object_id: object.get("id").and_then(id), ..Facts::default() };
     if family == Family::Other {
@@ -278,17 +285,19 @@ fn item(line: &Map<String, Value>) -> Item {
     let price = line.get("price").filter(|price| !price.is_null()).or_else(|| line.get("plan"));
     let fields = price.and_then(Value::as_object);
     Item {
-        price: price.and_then(|price| price.as_str().and_then(bounded).or_else(|| text(price.as_object()?, "id"))),
+        price: price.and_then(named),
         lookup_key: fields.and_then(|price| text(price, "lookup_key")),
         metadata_tier: fields.and_then(|price| metadata(price, "tier")),
-        product: fields.and_then(|price| price.get("product")).and_then(|product| match product {
-            Value::String(id) => bounded(id),
-            product => text(product.as_object()?, "id"),
-        }),
+        product: fields.and_then(|price| price.get("product")).and_then(named),
         quantity: line.get("quantity").and_then(Value::as_u64),
         period_start: seconds(line, "current_period_start"),
         period_end: seconds(line, "current_period_end"),
     }
+}
+
+/// A price or product, written as an id or as the object itself. Its id is an arbitrary text.
+fn named(value: &Value) -> Option<String> {
+    value.as_str().and_then(bounded).or_else(|| text(value.as_object()?, "id"))
 }
 
 /// At `parent.subscription_details.subscription` since basil, at `subscription` before.
@@ -306,7 +315,9 @@ fn reference(object: &Map<String, Value>, key: &str) -> Result<Option<String>, N
         value => value,
     };
     match value {
-        Some(Value::String(_)) => value.and_then(id).map(Some).ok_or(NotAnEvent("it names a customer or subscription by what is not an id")),
+        Some(Value::String(_)) => {
+            value.and_then(id).map(Some).ok_or(NotAnEvent("it names a customer or subscription by what is not an id"))
+        }
         _ => Ok(None),
     }
 }
@@ -377,7 +388,9 @@ mod tests {
     #[test]
     fn a_thin_event_that_names_a_customer_is_a_nudge() {
         let thin = |related: &str| {
-            content(&format!(r#"{{"id":"evt_1","object":"v2.core.event","type":"v1.x","created":"2026-01-05T00:00:00Z","related_object":{related}}}"#))
+            content(&format!(
+                r#"{{"id":"evt_1","object":"v2.core.event","type":"v1.x","created":"2026-01-05T00:00:00Z","related_object":{related}}}"#
+            ))
         };
         assert_eq!(thin(r#"{"id":"cus_1","type":"customer"}"#), Ok(Content::Nudge { customer: Some("cus_1".to_owned()) }));
         assert_eq!(thin(r#"{"id":"sub_1","type":"subscription"}"#), Ok(Content::Nudge { customer: None }));

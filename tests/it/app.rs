@@ -1,0 +1,207 @@
+//! The real server on a real database, with the clock in the test's hand.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use serde_json::{Value, json};
+use spendgate::cli::Machine;
+use spendgate::cli::serve::Server;
+use spendgate::config::{AdminKey, Config, StripeConfig};
+use spendgate::domain::tiers_file;
+use spendgate::stripe::signature::Secret;
+use tempfile::TempDir;
+
+/// Where every promise is tested. A second database only adds a line.
+#[derive(Clone, Copy, Debug)]
+pub enum Database {
+    Sqlite,
+}
+
+impl Database {
+    const ALL: [Self; 1] = [Self::Sqlite];
+}
+
+/// A Monday, in the middle of the day and of the month.
+pub const NOON: &str = "2026-01-12T12:00:00Z";
+pub const ADMIN_KEY: &str = "admin-key-of-the-tests-0123456789abcdef";
+pub const WEBHOOK_SECRET: &str = "whsec_of_the_tests";
+
+/// The catalogue of the repository.
+pub const TIERS: &str = include_str!("../../tiers.yaml");
+
+pub struct TestApp {
+    server: Option<Server>,
+    pub config: Config,
+    tiers: String,
+    clock: Arc<Mutex<DateTime<Utc>>>,
+    pub client: reqwest::Client,
+    pub folder: TempDir,
+}
+
+/// An answer, read.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: reqwest::header::HeaderMap,
+    pub text: String,
+}
+
+impl Answer {
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {}", self.text))
+    }
+
+    /// The JSON of a 200.
+    #[track_caller]
+    pub fn ok(&self) -> Value {
+        assert_eq!(self.status, 200, "{}", self.text);
+        self.json()
+    }
+
+    /// Checks that the answer is a problem with this status and code, and gives it.
+    #[track_caller]
+    pub fn problem(&self, status: u16, code: &str) -> Value {
+        assert_eq!(self.status, status, "{}", self.text);
+        assert_eq!(self.headers["content-type"], "application/problem+json");
+        let problem = self.json();
+        assert_eq!((&problem["code"], &problem["status"]), (&json!(code), &json!(status)), "{}", self.text);
+        assert!(problem["detail"].as_str().is_some_and(|detail| !detail.is_empty()), "{}", self.text);
+        problem
+    }
+}
+
+/// Runs a test on a fresh service over each database.
+pub async fn on_each_database(tiers: &str, test: impl AsyncFn(&mut TestApp)) {
+    for database in Database::ALL {
+        let mut app = TestApp::start(database, tiers, |config| config).await;
+        test(&mut app).await;
+        app.stop().await;
+    }
+}
+
+impl TestApp {
+    pub async fn start(database: Database, tiers: &str, change: impl Fn(Config) -> Config) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let file = match database {
+            Database::Sqlite => folder.path().join("test.db"),
+        };
+        let config = change(Config {
+            listen_addr: SocketAddr::from(([127, 0, 0, 1], 0)),
+            data_dir: folder.path().to_owned(),
+            database: file,
+            tiers_file: None,
+            webhook_secrets: vec![Secret::new(WEBHOOK_SECRET).unwrap()],
+            stripe: StripeConfig { livemode: None, api_base: "https://stripe.invalid".to_owned() },
+            admin_api_key: Some(AdminKey(ADMIN_KEY.to_owned())),
+            public_url: Some("https://spend.example.com".to_owned()),
+        });
+        let clock = Arc::new(Mutex::new(NOON.parse().unwrap()));
+        let client = spendgate_client();
+        let mut app = Self { server: None, config, tiers: tiers.to_owned(), clock, client, folder };
+        app.open().await;
+        app
+    }
+
+    async fn open(&mut self) {
+        let clock = self.clock.clone();
+        let machine = Machine { clock: Arc::new(move || *clock.lock().unwrap()), random: || Ok([7; 32]), environment: |_| None };
+        let catalogue = tiers_file::read(&self.tiers).unwrap_or_else(|problems| panic!("{problems:?}"));
+        self.server = Some(Server::start(&self.config, catalogue, &machine).await.unwrap());
+    }
+
+    pub async fn stop(&mut self) {
+        self.server.take().expect("it runs").stop().await.unwrap();
+    }
+
+    /// Starts another service on the data of one that was stopped.
+    pub async fn restart_after_stop(&mut self) {
+        self.open().await;
+    }
+
+    /// Ends the service and starts another one on the same data.
+    pub async fn restart(&mut self) {
+        self.stop().await;
+        self.open().await;
+    }
+
+    /// The same with another catalogue.
+    pub async fn restart_with(&mut self, tiers: &str) {
+        tiers.clone_into(&mut self.tiers);
+        self.restart().await;
+    }
+
+    pub fn now(&self) -> DateTime<Utc> {
+        *self.clock.lock().unwrap()
+    }
+
+    pub fn set_clock(&self, to: &str) {
+        *self.clock.lock().unwrap() = to.parse().unwrap();
+    }
+
+    pub fn advance(&self, by: TimeDelta) {
+        *self.clock.lock().unwrap() += by;
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.server.as_ref().expect("it runs").address
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address())
+    }
+
+    pub fn database(&self) -> PathBuf {
+        self.config.database.clone()
+    }
+
+    pub async fn send(&self, request: reqwest::RequestBuilder) -> Answer {
+        let response = request.send().await.unwrap();
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        Answer { status, headers, text: response.text().await.unwrap() }
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        self.send(self.client.get(self.url(path)).bearer_auth(ADMIN_KEY)).await
+    }
+
+    pub async fn post(&self, path: &str, body: impl ToString) -> Answer {
+        self.send(self.client.post(self.url(path)).bearer_auth(ADMIN_KEY).body(body.to_string())).await
+    }
+
+    pub async fn put(&self, path: &str, body: impl ToString) -> Answer {
+        self.send(self.client.put(self.url(path)).bearer_auth(ADMIN_KEY).body(body.to_string())).await
+    }
+
+    /// Posts an event as Stripe would, signed now.
+    pub async fn deliver(&self, body: &[u8]) -> Answer {
+        let signature = Secret::new(WEBHOOK_SECRET).unwrap().sign(body, self.now());
+        let request = self.client.post(self.url("/webhooks/stripe")).header("stripe-signature", signature);
+        self.send(request.body(body.to_vec())).await
+    }
+
+    /// Delivers an event that must be taken, and gives what the inbox says of it.
+    pub async fn apply(&self, event: Value) -> Value {
+        self.deliver(event.to_string().as_bytes()).await.ok();
+        self.get(&format!("/v1/events/{}", event["id"].as_str().unwrap())).await.ok()
+    }
+
+    pub async fn check(&self, user: &str) -> Value {
+        self.get(&format!("/v1/users/{user}/enforcement?model=gpt-4o")).await.ok()
+    }
+
+    pub async fn user(&self, user: &str) -> Value {
+        self.get(&format!("/v1/users/{user}")).await.ok()
+    }
+
+    pub async fn spend(&self, id: &str, user: &str, cost: &str) -> Value {
+        self.post("/v1/usage", json!({"id": id, "user_id": user, "cost": cost})).await.ok()
+    }
+}
+
+fn spendgate_client() -> reqwest::Client {
+    // Once in a process is enough; a second time finds it done.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::new()
+}

@@ -1,0 +1,18 @@
+//! What the service promises, proven through its doors.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that panics has failed, which is what it is for")]
+#![expect(clippy::disallowed_methods, reason = "commands run on the real clock, and CI is told by the environment")]
+
+mod app;
+mod auth;
+mod cli;
+mod demo_routes;
+mod durability;
+mod enforcement;
+mod events;
+mod recorded_events;
+mod stripe;
+mod tidy;
+mod tiers_files;
+mod usage;
+mod users;
+mod webhook;

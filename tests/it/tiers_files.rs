@@ -1,0 +1,68 @@
+//! Each file of fixtures/tiers is refused, where it is wrong and with what would be right.
+
+use std::fs;
+use std::path::PathBuf;
+
+use spendgate::domain::money::Money;
+use spendgate::domain::period::Period;
+use spendgate::domain::tiers_file;
+
+use crate::app::TIERS;
+
+/// File, where (line:column), what is said.
+const FAULTS: [(&str, &str, &str); 21] = [
+    ("anchor", "12:16", "write the value out"),
+    ("default_missing", "1:1", "`default_tier` is missing; name the tier of users who pay for nothing"),
+    ("default_unknown", "2:15", "`default_tier: fere` is not a tier; use one of free, pro"),
+    ("degrade_without_model", "9:3", "`degrade_to` needs a `default`"),
+    ("float_trap", "7:23", "`daily: 0.1000000000000000055` has more than nine decimals"),
+    ("global_billing", "3:9", "use monthly"),
+    ("key_twice", "11:5", "`rank` is given twice, first in line 10"),
+    ("negative_limit", "13:23", "`daily: -1.00` is negative"),
+    ("no_tiers", "3:8", "describe at least one tier"),
+    ("not_a_list", "12:13", "must be a list"),
+    ("not_a_mapping", "2:1", "must be a mapping"),
+    ("not_yaml", "12:11", "this is not YAML"),
+    ("period_misspelt", "13:29", "`weakly` is not a period; did you mean `weekly`?"),
+    ("policy_misspelt", "8:13", "`policy: strickt` is not a policy; did you mean `strict`?"),
+    ("price_claimed_twice", "12:25", "price `price_free` is claimed by tier `free` in line 6 already"),
+    ("rank_missing", "9:3", "tier `pro` has no `rank`"),
+    ("rank_shared", "9:3", "has the rank 0 of tier `free`"),
+    ("thresholds_descend", "15:17", "thresholds descend: `warn` at 90 % comes after `degrade` at 80 %"),
+    ("unknown_key", "11:5", "tier `pro` has no key `bugdets`; did you mean `budgets`?"),
+    ("upgrade_url_placeholder", "3:14", "{tier}, {to} and {user_id} are filled in"),
+    ("upgrade_url_script", "3:14", "must begin with https://"),
+];
+
+#[test]
+fn every_faulty_file_is_refused_once_with_its_place_and_what_would_be_right() {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures/tiers");
+    for (name, place, message) in FAULTS {
+        let text = fs::read_to_string(folder.join(format!("{name}.yaml"))).unwrap();
+        let problems = tiers_file::read(&text).expect_err(name);
+        let told: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        assert_eq!(told.len(), 1, "{name}: {told:?}");
+        assert!(told[0].starts_with(&format!("{place}: ")) && told[0].contains(message), "{name}: {told:?}");
+    }
+    let files = fs::read_dir(folder).unwrap().count();
+    assert_eq!(files, FAULTS.len(), "a file of fixtures/tiers is not in the table");
+}
+
+#[test]
+fn all_faults_of_a_file_are_told_at_once() {
+    let text = "default_tier: free\ntiers:\n  free: { rank: x, budgets: { daily: -1, dayly: 2 }, policy: strict, prise: [a] }\n";
+    let told: Vec<String> = tiers_file::read(text).expect_err("faulty").iter().map(ToString::to_string).collect();
+    assert_eq!(told.len(), 4, "{told:?}");
+}
+
+#[test]
+fn the_catalogue_of_the_repository_says_what_the_product_says() {
+    let catalogue = tiers_file::read(TIERS).unwrap();
+    let limit = |tier: &str, period: Period| catalogue.tier(tier).unwrap().budgets.limits.get(&period).map(|limit| limit.nanos());
+    assert_eq!(limit("free", Period::Daily), Some(100_000_000));
+    assert_eq!((limit("pro", Period::Daily), limit("pro", Period::Weekly)), (Some(1_000_000_000), Some(5_000_000_000)));
+    assert_eq!((limit("pro", Period::Monthly), limit("enterprise", Period::Daily)), (Some(20_000_000_000), Some(50_000_000_000)));
+    assert_eq!((limit("enterprise", Period::Monthly), limit("enterprise", Period::Weekly)), (Some(1_000_000_000_000), None));
+    let price = |tier: &str| catalogue.tier(tier).unwrap().monthly_price;
+    assert_eq!(["free", "pro", "enterprise"].map(price).map(Money::decimal), ["0", "29", "499"]);
+}
