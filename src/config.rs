@@ -182,7 +182,7 @@ mod tests {
         check("STRIPE_API_KEY", "sk_something");
         check("STRIPE_API_BASE", "api.stripe.com/v1");
         check("ADMIN_API_KEY", "short-key");
-        check("PUBLIC_URL", "spend.example.com");
+        check("PUBLIC_URL", "shop.example.net");
         check("PUBLIC_URL", "https://spend.example.com/?x");
     }
 

@@ -2,7 +2,7 @@
 //!
 //! `cargo bench --bench spendgate-load -- compare` is the one that docs/PERFORMANCE.md quotes.
 #![expect(clippy::print_stdout, clippy::float_arithmetic, reason = "it prints figures")]
-#![expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "figures for people, far from any limit")]
+#![expect(clippy::cast_possible_truncation, reason = "figures for people, far from any limit")]
 
 mod client;
 mod service;
@@ -19,7 +19,7 @@ use service::{Bare, Service};
 #[derive(Debug, Parser)]
 struct Cli {
     /// cargo says this to every bench.
-    #[arg(long, hide = true)]
+    #[arg(long, hide = true, global = true)]
     bench: bool,
     #[command(subcommand)]
     command: Command,

@@ -80,6 +80,8 @@ impl Service {
 
     /// Makes `user-0` to `user-{users - 1}` known, a thousand in a request.
     pub async fn meet(&self, users: usize) -> Result<()> {
+        // The client wants a TLS provider also where it does not speak TLS; a second call finds it installed.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let client = reqwest::Client::builder().timeout(Duration::from_secs(60)).build()?;
         for start in (0..users).step_by(1000) {
             let one = |user: usize| format!("{{\"id\":\"meet-{user}\",\"user_id\":\"user-{user}\",\"cost\":0.01}}");
