@@ -4,7 +4,7 @@ use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
 use super::replay::{client, post};
-use super::serve::{Server, until_told};
+use super::serve::{Server, Signals};
 use super::table::table;
 use super::{Machine, built_in_catalogue, read_config, say};
 use crate::config::Config;
@@ -47,6 +47,7 @@ struct Demo<'a> {
 }
 
 pub async fn run(args: Args, machine: Machine) -> anyhow::Result<()> {
+    let signals = Signals::listen()?;
     let folder = tempfile::tempdir()?;
     let secret = format!("whsec_{}", hex::encode((machine.random)()?));
     let secret = Secret::new(&secret).context("a secret")?;
@@ -76,7 +77,7 @@ pub async fn run(args: Args, machine: Machine) -> anyhow::Result<()> {
         "  curl -H 'Authorization: Bearer {key}' -d '{{\"id\": \"call-1\", \"user_id\": \"u_42\", \"cost\": 0.03}}' {url}/v1/usage"
     ));
     say(format_args!("  curl -H 'Authorization: Bearer {key}' {url}/v1/users"));
-    until_told().await?;
+    signals.told().await;
     server.stop().await
 }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
@@ -124,6 +125,7 @@ async fn first_key(store: &Store, given: Option<&AdminKey>, machine: &Machine) -
 pub async fn run(machine: Machine) -> anyhow::Result<()> {
     let config = read_config(&machine)?;
     let (catalogue, source) = read_catalogue(&config)?;
+    let signals = Signals::listen()?;
     let server = Server::start(&config, catalogue, &machine).await?;
     let url = format!("http://{}", server.address);
     info!(address = %server.address, "listening on {url}; tiers from {source}; data in {}", config.database.display());
@@ -140,19 +142,30 @@ pub async fn run(machine: Machine) -> anyhow::Result<()> {
     };
     say(format_args!("Spendgate listens on {url}. Next:"));
     say(format_args!("  curl -H 'Authorization: Bearer {key}' '{url}/v1/users/u_42/enforcement?model=gpt-4o&estimated_cost=0.03'"));
-    until_told().await?;
+    signals.told().await;
     info!("stopping: finishing what is in flight");
     server.stop().await?;
     info!("stopped");
     Ok(())
 }
 
-/// Waits for SIGTERM or Ctrl-C.
-pub async fn until_told() -> anyhow::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::select! {
-        _ = terminate.recv() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
+/// SIGTERM and Ctrl-C. Made before anybody is told that the service runs: until then a signal ends the process as it stands.
+#[derive(Debug)]
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    pub fn listen() -> anyhow::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Waits for one of them.
+    pub async fn told(mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
     }
 }

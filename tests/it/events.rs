@@ -48,3 +48,21 @@ async fn a_replay_applies_an_event_by_the_catalogue_of_today_and_revives_nothing
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_replay_binds_what_a_conflict_kept_apart_and_the_next_check_sees_it() {
+    on_each_database(TIERS, async |app| {
+        app.apply(customer("customer.created", 0, "cus_first", Some("u"))).await;
+        let mut second = subscription("cus_second", "active", "price_pro");
+        second["metadata"]["user_id"] = json!("u");
+        let event = app.apply(updated(1, second)).await;
+        assert_eq!(event["alerts"][0]["code"], "binding_conflict");
+        app.put("/v1/users/u", json!({"stripe_customer": null})).await.ok();
+        assert_eq!(app.check("u").await["tier"], "free");
+        let id = event["event_id"].as_str().unwrap();
+        let replayed = app.post(&format!("/v1/events/{id}/replay"), "").await.ok();
+        assert_eq!((&replayed["state"], &replayed["alerts"]), (&json!("applied"), &json!([])));
+        assert_eq!(app.check("u").await["tier"], "pro");
+    })
+    .await;
+}

@@ -85,8 +85,10 @@ async fn concurrent_repeats_count_once_and_concurrent_records_all() {
 #[tokio::test]
 async fn the_check_after_an_answer_sees_the_spend_from_memory_and_from_the_disk_alike() {
     on_each_database(TIERS, async |app| {
+        assert_eq!(app.user("u").await["known"], json!(false));
         for step in 1..=5 {
             app.spend(&format!("s{step}"), "u", "0.01").await;
+            assert_eq!(app.user("u").await["known"], json!(true));
             let from_memory = app.check("u").await;
             assert_eq!(from_memory["budgets"][0]["spent"], json!(0.01 * f64::from(step)), "step {step}");
             app.restart().await;
