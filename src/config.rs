@@ -7,6 +7,8 @@ use crate::stripe::signature::Secret;
 
 /// An admin key given from outside must be as hard to guess as one of ours.
 const ADMIN_KEY_BYTES_MIN: usize = 32;
+/// A longer header would not be read.
+const ADMIN_KEY_BYTES_MAX: usize = 256;
 const DATABASE_FILE: &str = "spendgate.db";
 const STRIPE_API_BASE: &str = "https://api.stripe.com";
 
@@ -125,8 +127,10 @@ fn livemode(key: Option<String>) -> Result<Option<bool>, ConfigError> {
 
 fn admin_api_key(value: Option<String>) -> Result<Option<AdminKey>, ConfigError> {
     match value {
-        Some(key) if key.len() < ADMIN_KEY_BYTES_MIN || !key.chars().all(|c| c.is_ascii_graphic()) => {
-            let why = format!("must have at least {ADMIN_KEY_BYTES_MIN} visible ASCII characters; `openssl rand -hex 32` makes a good one");
+        Some(key) if !(ADMIN_KEY_BYTES_MIN..=ADMIN_KEY_BYTES_MAX).contains(&key.len()) || !key.chars().all(|c| c.is_ascii_graphic()) => {
+            let why = format!(
+                "must have {ADMIN_KEY_BYTES_MIN} to {ADMIN_KEY_BYTES_MAX} visible ASCII characters; `openssl rand -hex 32` makes a good one"
+            );
             Err(fault("ADMIN_API_KEY", why))
         }
         key => Ok(key.map(AdminKey)),

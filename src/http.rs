@@ -23,8 +23,9 @@ use axum::routing::{get, post};
 use chrono::{DateTime, Utc};
 
 use crate::domain::catalogue::Catalogue;
+use crate::domain::user::UserId;
 use crate::meter::{Clock, Meter};
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 use crate::stripe::signature::Secret;
 use crate::sync::Rules;
 use auth::KeyRing;
@@ -47,6 +48,24 @@ pub struct App {
 impl App {
     fn now(&self) -> DateTime<Utc> {
         (self.clock)()
+    }
+
+    /// Does what changes a user's record, and then lets memory forget him, to the end also where the caller goes away meanwhile:
+    /// a commit that memory did not hear of would never be seen. Where the outcome is unknown, memory forgets everybody.
+    async fn change<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl Future<Output = Result<(T, Option<UserId>), StoreError>> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let app = self.clone();
+        let done = tokio::spawn(async move {
+            let done = work.await;
+            match &done {
+                Ok((_, touched)) => touched.iter().for_each(|user| app.meter.forget(user)),
+                Err(_) => app.meter.forget_all(),
+            }
+            done
+        });
+        done.await.unwrap_or_else(|_| Err(StoreError::torn())).map(|(done, _)| done)
     }
 }
 

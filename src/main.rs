@@ -14,7 +14,10 @@ fn main() -> ExitCode {
     if let Err(error) = dotenvy::dotenv()
         && !error.not_found()
     {
-        return fail(&format!(".env: {error}"));
+        // The parser's own message repeats the line, which may hold a secret.
+        let unparsed = matches!(error, dotenvy::Error::LineParse(..));
+        let why = if unparsed { "a line is not NAME=value; quote values with blanks".to_owned() } else { error.to_string() };
+        return fail(&format!(".env: {why}"));
     }
     let cli = Cli::parse();
     let filter = match std::env::var("RUST_LOG").ok().filter(|text| !text.is_empty()) {

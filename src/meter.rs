@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
@@ -170,7 +171,10 @@ impl Meter {
     /// Books usage, all of it or nothing. `Ok` means that it is on the disk.
     pub async fn record(&self, usages: Vec<Usage>) -> Result<Vec<Receipt>, WriteError> {
         let (answer, answered) = oneshot::channel();
-        self.queue.try_send(Request { usages, answer }).map_err(|_| WriteError::Busy)?;
+        self.queue.try_send(Request { usages, answer }).map_err(|error| match error {
+            TrySendError::Full(_) => WriteError::Busy,
+            TrySendError::Closed(_) => WriteError::Unconfirmed,
+        })?;
         match tokio::time::timeout(DEADLINE, answered).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) | Err(_) => Err(WriteError::Unconfirmed),
@@ -180,6 +184,16 @@ impl Meter {
     /// Forgets what is held of a user whose record was changed elsewhere: the next check reads it again.
     pub fn forget(&self, user: &UserId) {
         self.shown.users.forget(user);
+    }
+
+    /// Forgets everybody: something changed, and nobody knows what.
+    pub fn forget_all(&self) {
+        self.shown.users.forget_all();
+    }
+
+    /// Whether the last write was confirmed. While it was not, what is spent is not counted.
+    pub fn is_writable(&self) -> bool {
+        self.shown.health.is_writable()
     }
 
     /// One user at `now`.

@@ -36,6 +36,8 @@ impl From<sqlx::migrate::MigrateError> for StoreError {
 /// A connection, in or outside a transaction.
 pub type Connection = SqliteConnection;
 
+const PROBE: &str = "INSERT INTO probe (only, at) VALUES (1, $1) ON CONFLICT (only) DO UPDATE SET at = excluded.at";
+
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("migrations/sqlite");
 
 /// Checks that miss memory read in parallel; more than a few only wait for the disk.
@@ -78,6 +80,13 @@ impl Store {
     /// For reading only.
     pub async fn reader(&self) -> Result<PoolConnection<Sqlite>, StoreError> {
         Ok(self.readers.acquire().await?)
+    }
+
+    /// Whether a write reaches the disk.
+    pub async fn probe(&self, now: DateTime<Utc>) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        sqlx::query(PROBE).bind(micros(now)).execute(tx.connection()?).await?;
+        tx.commit().await
     }
 
     pub async fn begin(&self) -> Result<Tx, StoreError> {

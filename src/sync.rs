@@ -246,6 +246,10 @@ fn doubt_alert(subscription: &str, doubt: &Doubt) -> Alert {
             let kept = kept.as_ref().map_or("it had none, so the default tier holds".to_owned(), |tier| format!("tier {tier} is kept"));
             alert("unmapped_price", format!("subscription {subscription} pays for {prices}, which no tier of tiers.yaml names; {kept}"))
         }
+        Doubt::MissingItems { shown } => alert(
+            "missing_items",
+            format!("subscription {subscription} came with {shown} items and not all; what is not shown buys nothing"),
+        ),
         Doubt::UnknownStatus { status } => alert(
             "unknown_status",
             format!("subscription {subscription} has the status \"{status}\", which is not known; the tier is kept"),

@@ -87,6 +87,12 @@ CREATE TABLE api_keys (
     revoked_at INTEGER
 ) STRICT, WITHOUT ROWID;
 
+-- Written to see whether a write reaches the disk.
+CREATE TABLE probe (
+    only INTEGER NOT NULL PRIMARY KEY CHECK (only = 1),
+    at   INTEGER NOT NULL
+) STRICT;
+
 -- What operators changed by hand.
 CREATE TABLE audit (
     seq     INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,

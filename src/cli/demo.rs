@@ -7,7 +7,7 @@ use super::replay::{client, post};
 use super::serve::{Server, Signals};
 use super::table::table;
 use super::{Machine, built_in_catalogue, read_config, say};
-use crate::config::Config;
+use crate::config::{Config, StripeConfig};
 use crate::domain::money::Money;
 use crate::stripe::signature::Secret;
 
@@ -51,6 +51,7 @@ pub async fn run(args: Args, machine: Machine) -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
     let secret = format!("whsec_{}", hex::encode((machine.random)()?));
     let secret = Secret::new(&secret).context("a secret")?;
+    let config = read_config(&machine)?;
     let config = Config {
         database: folder.path().join("spendgate.db"),
         data_dir: folder.path().to_owned(),
@@ -58,7 +59,8 @@ pub async fn run(args: Args, machine: Machine) -> anyhow::Result<()> {
         tiers_file: None,
         admin_api_key: None,
         public_url: None,
-        ..read_config(&machine)?
+        stripe: StripeConfig { livemode: None, ..config.stripe },
+        ..config
     };
     let server = start(config, &machine).await?;
     let key = server.new_admin_key.clone().context("a new database has a new key")?;

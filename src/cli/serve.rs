@@ -87,8 +87,15 @@ fn lock(database: &Path) -> anyhow::Result<File> {
     if let Some(folder) = database.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         fs::create_dir_all(folder).with_context(|| format!("the folder {} cannot be made", folder.display()))?;
     }
-    let path = database.with_extension("lock");
-    let file = File::create(&path).with_context(|| format!("{} cannot be made", path.display()))?;
+    let mut path = database.as_os_str().to_owned();
+    path.push(".lock");
+    let path = Path::new(&path);
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)
+        .with_context(|| format!("{} cannot be made", path.display()))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => {
@@ -113,7 +120,11 @@ async fn first_key(store: &Store, given: Option<&AdminKey>, machine: &Machine) -
             revoked_at: None,
         };
         keys::put(tx.connection()?, &stored, digest(key)).await?;
-    } else if keys::all(tx.connection()?).await?.is_empty() {
+    } else {
+        // One that came from outside at an earlier start, and no longer does.
+        keys::revoke(tx.connection()?, ENVIRONMENT_KEY_ID, now).await?;
+    }
+    if given.is_none() && keys::all(tx.connection()?).await?.is_empty() {
         let key = new_key((machine.random)()?, "first", &Scopes::admin(), now);
         keys::put(tx.connection()?, &key.stored, digest(&key.text)).await?;
         made = Some(key.text);
@@ -132,6 +143,9 @@ pub async fn run(machine: Machine) -> anyhow::Result<()> {
     info!("Stripe is not asked: events are applied as they show (payload mode)");
     if config.webhook_secrets.is_empty() {
         warn!("STRIPE_WEBHOOK_SECRETS is not set: POST /webhooks/stripe takes nothing");
+    }
+    if config.public_url.is_none() && config.listen_addr.ip().is_unspecified() {
+        warn!("PUBLIC_URL is not set: upgrade URLs below this service lead to {url}, which nobody can reach");
     }
     let key = match &server.new_admin_key {
         Some(key) => {

@@ -130,12 +130,17 @@ pub enum PausedCollection {
 pub struct UrlTemplate(String);
 
 impl UrlTemplate {
+    /// The one page that this service serves itself.
+    const OUR_PAGE: &str = "/upgrade";
     pub const PLACEHOLDERS: [&'static str; 3] = ["tier", "to", "user_id"];
 
     /// `Err` is a sentence for the operator.
     pub fn parse(text: &str) -> Result<Self, String> {
-        if !["https://", "http://", "/"].iter().any(|start| text.starts_with(start)) {
-            return Err("must begin with https://, http://, or / (below PUBLIC_URL)".to_owned());
+        let host = ["https://", "http://"].iter().find_map(|start| text.strip_prefix(start));
+        let elsewhere = host.is_some_and(|host| host.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '['));
+        let ours = text.split(['?', '#']).next() == Some(Self::OUR_PAGE);
+        if !elsewhere && !ours {
+            return Err("must begin with https:// or http:// and a host, or be /upgrade, the page below PUBLIC_URL".to_owned());
         }
         if text.chars().any(|c| c.is_control() || c.is_whitespace()) {
             return Err("has white space; percent-encode it".to_owned());

@@ -95,6 +95,8 @@ impl Budget {
         let projected = used + i128::from(estimate.nanos());
         let reached = |amount: i128, at: Option<Percent>| at.map(|percent| self.compare(amount, percent));
         let blocked = match (reached(used, self.thresholds.block), reached(projected, self.thresholds.block)) {
+            // Nothing may be spent, whatever the policy.
+            _ if self.limit == Money::ZERO => Some(Reason::BudgetExhausted),
             (Some(Ordering::Equal | Ordering::Greater), _) => Some(Reason::BudgetExhausted),
             (_, Some(Ordering::Greater)) => Some(Reason::EstimateExceedsBudget),
             (Some(Ordering::Less) | None, Some(Ordering::Less | Ordering::Equal) | None) => None,
@@ -106,7 +108,7 @@ impl Budget {
             None if due(self.thresholds.warn) => (Action::Warn, Reason::WarnThreshold),
             None => (Action::Allow, Reason::WithinBudget),
         };
-        Verdict { action, reason, budget: self }
+        Verdict { action, reason, budget: self, estimate }
     }
 
     /// How `amount` compares to `percent` of the limit, with nothing rounded.
@@ -124,13 +126,19 @@ struct Verdict<'a> {
     action: Action,
     reason: Reason,
     budget: &'a Budget,
+    estimate: Money,
 }
 
 impl Verdict<'_> {
+    /// When waiting helps: `None` where a fresh window would block as well, or where none comes.
+    fn retry_at(&self) -> Option<DateTime<Utc>> {
+        self.budget.window.end.filter(|_| self.budget.fits_when_fresh(self.estimate))
+    }
+
     /// Which verdict binds: the most severe; among blocks the one that lasts longest, so that `retry_at` is the truth;
     /// among others the fullest budget. What is left is told apart by scope and period, so that the order of budgets says nothing.
     fn order(&self, other: &Self) -> Ordering {
-        let resets = |verdict: &Self| verdict.budget.window.end.map_or((true, None), |end| (false, Some(end)));
+        let resets = |verdict: &Self| verdict.retry_at().map_or((true, None), |end| (false, Some(end)));
         let place = |verdict: &Self| Reverse((verdict.budget.scope, verdict.budget.period));
         let specific = match self.action {
             Action::Block => resets(self).cmp(&resets(other)),
@@ -178,7 +186,7 @@ pub fn decide(budgets: &[Budget], estimate: Money) -> Decision {
     let (binding, retry_at) = match verdict.action {
         Action::Allow => (None, None),
         Action::Warn | Action::Degrade => (Some((budget.scope, budget.period)), None),
-        Action::Block => (Some((budget.scope, budget.period)), budget.window.end.filter(|_| budget.fits_when_fresh(estimate))),
+        Action::Block => (Some((budget.scope, budget.period)), verdict.retry_at()),
     };
     let message = message(&verdict, estimate, retry_at);
     Decision { action: verdict.action, reason: verdict.reason, binding, message, retry_at }

@@ -53,8 +53,10 @@ fn policies_act_at_their_thresholds_exactly() {
 
 #[test]
 fn a_limit_of_nothing_lets_nothing_be_spent() {
-    let decision = decide(&[budget(Period::Daily, Policy::Strict, "0", "0")], Money::ZERO);
-    assert_eq!((decision.action, decision.reason), (Action::Block, Reason::BudgetExhausted));
+    for policy in Policy::ALL {
+        let decision = decide(&[budget(Period::Daily, policy, "0", "0")], Money::ZERO);
+        assert_eq!((decision.action, decision.reason, decision.retry_at), (Action::Block, Reason::BudgetExhausted, None));
+    }
 }
 
 #[test]
@@ -77,6 +79,9 @@ fn a_block_says_when_waiting_helps() {
     let fresh = budget(Period::Daily, Policy::Strict, "0.10", "0");
     let large = decide(&[fresh], money("0.11"));
     assert_eq!((large.action, large.reason, large.retry_at), (Action::Block, Reason::EstimateExceedsBudget, None));
+    // Nor does it where another budget alone would let it through tomorrow.
+    let never = decide(&[fresh, monthly], money("0.11"));
+    assert_eq!((never.binding, never.retry_at), (Some((Scope::User, Period::Daily)), None));
     let total = decide(&[budget(Period::Total, Policy::Strict, "1", "1")], Money::ZERO);
     assert_eq!((total.action, total.retry_at), (Action::Block, None));
 }

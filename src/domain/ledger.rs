@@ -106,7 +106,7 @@ pub struct Sum {
 
 impl Sum {
     fn add(&mut self, usage: &Usage) {
-        self.spent = self.spent.checked_add(usage.cost).unwrap_or(self.spent);
+        self.spent = self.spent.saturating_add(usage.cost);
         self.entries += 1;
         self.input_tokens = self.input_tokens.saturating_add(usage.input_tokens.unwrap_or(0));
         self.output_tokens = self.output_tokens.saturating_add(usage.output_tokens.unwrap_or(0));
@@ -120,7 +120,6 @@ pub struct Ledger {
     pub booked: HashMap<String, Booked>,
     /// The lifetime spend of each user that the batch names, where he has any.
     pub spent: HashMap<UserId, Money>,
-    pub spent_by_all: Money,
     /// What the batch adds, in the order in which it was accepted.
     pub entries: Vec<Entry>,
 }
@@ -131,7 +130,6 @@ impl Ledger {
         let mut receipts = Vec::with_capacity(request.len());
         let mut fresh: HashMap<&str, Booked> = HashMap::new();
         let mut spent: HashMap<&UserId, Money> = HashMap::new();
-        let mut spent_by_all = self.spent_by_all;
         let mut entries = Vec::new();
         for (index, usage) in request.iter().enumerate() {
             let fingerprint = usage.fingerprint();
@@ -143,7 +141,6 @@ impl Ledger {
                     let booked = Booked { fingerprint, time: usage.time.unwrap_or(now), recorded_at: now };
                     let total = spent.entry(&usage.user_id).or_insert_with(|| self.spent.get(&usage.user_id).copied().unwrap_or_default());
                     *total = total.checked_add(usage.cost).ok_or(Refusal::TotalOutOfRange { index })?;
-                    spent_by_all = spent_by_all.checked_add(usage.cost).ok_or(Refusal::TotalOutOfRange { index })?;
                     fresh.insert(&usage.id, booked);
                     entries.push(Entry { usage: usage.clone(), booked });
                     booked
@@ -159,7 +156,6 @@ impl Ledger {
             });
         }
         self.spent.extend(spent.into_iter().map(|(user, total)| (user.clone(), total)));
-        self.spent_by_all = spent_by_all;
         self.booked.extend(fresh.into_iter().map(|(id, booked)| (id.to_owned(), booked)));
         self.entries.append(&mut entries);
         Ok(receipts)
@@ -244,6 +240,9 @@ mod tests {
         }
         let refused = ledger.step(&[usage("b", "v", "0.1"), usage("c", "u", "1000000000")], at(100));
         assert_eq!(refused, Err(Refusal::TotalOutOfRange { index: 1 }));
+        // What one user has made of it is no matter to others.
+        assert!(ledger.step(&[usage("e", "w", "1000000000")], at(100)).is_ok());
+        assert_eq!(ledger.sums_of_all().values().map(|sum| sum.spent.nanos()).collect::<Vec<_>>(), [i64::MAX]);
         assert!(ledger.step(&[usage("d", "u", "0.1")], at(100)).is_ok());
     }
 

@@ -52,6 +52,11 @@ impl Money {
         self.0.checked_add(other.0).map(Self)
     }
 
+    /// The sum, or the most that can be counted.
+    pub fn saturating_add(self, other: Self) -> Self {
+        Self(self.0.saturating_add(other.0))
+    }
+
     /// What is left of `self` when `used` is taken from it: never below zero.
     pub fn less(self, used: i128) -> Self {
         let left = (i128::from(self.0) - used).clamp(0, i128::from(i64::MAX));

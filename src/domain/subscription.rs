@@ -134,18 +134,24 @@ pub struct Snapshot {
     pub cancel_at: Option<DateTime<Utc>>,
     pub cancel_at_period_end: bool,
     pub collection_paused: bool,
+    /// Stripe did not send all items.
+    pub has_more_items: bool,
 }
 
+/// Where in a subscription's life a word belongs.
+type LifeStage = (DateTime<Utc>, u8, Occasion);
+
 impl Snapshot {
+    fn life_stage(&self) -> LifeStage {
+        (self.said_at, self.status.stage(), self.occasion)
+    }
+
     /// Whether this shows the subscription later in its life than `other` does.
     fn is_later_than(&self, other: &Self) -> bool {
         match (other.status.is_final(), self.status.is_final()) {
             (true, false) => false,
             (false, true) => true,
-            (true, true) | (false, false) => {
-                let key = |shown: &Self| (shown.said_at, shown.status.stage(), shown.occasion);
-                key(other) <= key(self)
-            }
+            (true, true) | (false, false) => other.life_stage() <= self.life_stage(),
         }
     }
 
@@ -161,11 +167,11 @@ impl Snapshot {
     }
 }
 
-/// The tier that a subscription last bought under a name that we know.
+/// What a subscription was worth when last we understood it: to be kept where we do not.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Bought {
-    tier: String,
-    said_at: DateTime<Utc>,
+struct Worth {
+    tier: Option<String>,
+    at: LifeStage,
 }
 
 /// All that is remembered of one subscription.
@@ -174,8 +180,9 @@ struct Subscription {
     latest: Option<Snapshot>,
     /// When an invoice of it was last said to be paid.
     paid_at: Option<DateTime<Utc>>,
-    bought: Option<Bought>,
-    /// When we first saw it past due.
+    worth: Option<Worth>,
+    /// When we first saw it past due. An invoice that is paid does not end it: only a snapshot does, so that small payments
+    /// buy no second grace.
     past_due_since: Option<DateTime<Utc>>,
 }
 
@@ -238,10 +245,10 @@ impl Customer {
             }
             Notice::Subscription { subscription, snapshot } => {
                 let known = customer.subscriptions.entry(subscription.clone()).or_default();
-                if let Some(bought) = bought(snapshot, catalogue)
-                    && known.bought.as_ref().is_none_or(|before| before.said_at <= bought.said_at)
+                if let Some(worth) = worth(snapshot, catalogue)
+                    && known.worth.as_ref().is_none_or(|before| before.at <= worth.at)
                 {
-                    known.bought = Some(bought);
+                    known.worth = Some(worth);
                 }
                 let later = known.latest.as_ref().is_none_or(|shown| snapshot.is_later_than(shown));
                 if later {
@@ -251,8 +258,20 @@ impl Customer {
             }
         };
         for known in customer.subscriptions.values_mut() {
-            let past_due = known.status() == Some(Status::PastDue);
-            known.past_due_since = if past_due { known.past_due_since.or(Some(now)) } else { None };
+            known.past_due_since = match known.latest.as_ref().map(|latest| &latest.status) {
+                Some(Status::PastDue) => known.past_due_since.or(Some(now)),
+                Some(Status::Unknown(_)) => known.past_due_since,
+                Some(
+                    Status::Incomplete
+                    | Status::IncompleteExpired
+                    | Status::Trialing
+                    | Status::Active
+                    | Status::Unpaid
+                    | Status::Paused
+                    | Status::Canceled,
+                )
+                | None => None,
+            };
         }
         customer.forget_the_oldest();
         let change = if self.deleted { Change::Stale } else { change };
@@ -277,7 +296,7 @@ impl Customer {
     fn grant_of<'c>(&self, known: &Subscription, catalogue: &'c Catalogue, now: DateTime<Utc>) -> Option<Grant<'c>> {
         let latest = known.latest.as_ref()?;
         let status = if self.deleted { Status::Canceled } else { known.status()? };
-        let kept = || known.bought.as_ref().and_then(|bought| catalogue.tier(&bought.tier));
+        let kept = || known.worth.as_ref().and_then(|worth| catalogue.tier(worth.tier.as_deref()?));
         let best = latest.best_item(catalogue);
         let bought = match best {
             Some((_, tier)) => Some(tier),
@@ -293,10 +312,13 @@ impl Customer {
         let tier = match status {
             Status::Trialing | Status::Active => bought.filter(|_| !suspended),
             Status::PastDue => bought.filter(|_| !suspended && grace_ends_at.is_some_and(|end| now < end)),
-            Status::Unknown(_) => kept(),
+            // What the user had: not more, where that had ended.
+            Status::Unknown(_) => kept().filter(|_| !suspended && grace_ends_at.is_none_or(|end| now < end)),
             Status::Incomplete | Status::IncompleteExpired | Status::Unpaid | Status::Paused | Status::Canceled => None,
         };
-        let item = best.map(|(item, _)| item).or(latest.items.first());
+        // What was never paid for, or is over, has no period.
+        let pays = matches!(status, Status::Trialing | Status::Active | Status::PastDue | Status::Unknown(_));
+        let item = best.map(|(item, _)| item).or(latest.items.first()).filter(|_| pays);
         Some(Grant {
             tier,
             grace_ends_at: grace_ends_at.filter(|_| status == Status::PastDue),
@@ -313,9 +335,14 @@ impl Customer {
         let (Some(latest), Some(status)) = (known.latest.as_ref(), known.status()) else { return Vec::new() };
         let mut doubts = Vec::new();
         let buys = matches!(status, Status::Trialing | Status::Active | Status::PastDue | Status::Unknown(_));
-        if buys && !latest.items.is_empty() && latest.best_item(catalogue).is_none() {
+        let mapped = latest.best_item(catalogue).is_some();
+        if buys && !latest.items.is_empty() && !mapped {
             let prices = latest.items.iter().filter_map(|item| item.price.clone());
-            doubts.push(Doubt::UnmappedPrice { prices: prices.collect(), kept: known.bought.as_ref().map(|bought| bought.tier.clone()) });
+            let kept = known.worth.as_ref().and_then(|worth| worth.tier.clone());
+            doubts.push(Doubt::UnmappedPrice { prices: prices.collect(), kept });
+        }
+        if buys && (latest.items.is_empty() || latest.has_more_items) {
+            doubts.push(Doubt::MissingItems { shown: latest.items.len() });
         }
         if let Status::Unknown(status) = status {
             doubts.push(Doubt::UnknownStatus { status });
@@ -349,16 +376,20 @@ pub enum Doubt {
     UnknownStatus {
         status: String,
     },
+    /// Paid for, but without items, or not with all of them.
+    MissingItems {
+        shown: usize,
+    },
 }
 
-/// The tier that `snapshot` buys under a name that we know.
-fn bought(snapshot: &Snapshot, catalogue: &Catalogue) -> Option<Bought> {
-    let pays = match snapshot.status {
-        Status::Trialing | Status::Active | Status::PastDue => true,
-        Status::Incomplete | Status::IncompleteExpired | Status::Unpaid | Status::Paused | Status::Canceled | Status::Unknown(_) => false,
+/// What `snapshot` is worth; `None` where we do not understand it.
+fn worth(snapshot: &Snapshot, catalogue: &Catalogue) -> Option<Worth> {
+    let tier = match snapshot.status {
+        Status::Trialing | Status::Active | Status::PastDue => Some(snapshot.best_item(catalogue)?.1.name.clone()),
+        Status::Incomplete | Status::IncompleteExpired | Status::Unpaid | Status::Paused | Status::Canceled => None,
+        Status::Unknown(_) => return None,
     };
-    let (_, tier) = snapshot.best_item(catalogue).filter(|_| pays)?;
-    Some(Bought { tier: tier.name.clone(), said_at: snapshot.said_at })
+    Some(Worth { tier, at: snapshot.life_stage() })
 }
 
 #[cfg(test)]

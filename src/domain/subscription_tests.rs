@@ -30,6 +30,7 @@ fn shown(status: &str, prices: &[&str], seconds: i64) -> Snapshot {
         cancel_at: None,
         cancel_at_period_end: false,
         collection_paused: false,
+        has_more_items: false,
     }
 }
 
@@ -66,6 +67,45 @@ fn an_unknown_status_keeps_the_tier_and_is_a_doubt() {
     let catalogue = catalogue("");
     let doubts = told(&notices, &catalogue).doubts("sub_1", &catalogue);
     assert_eq!(doubts, [Doubt::UnknownStatus { status: "a_status_of_2027".to_owned() }]);
+}
+
+#[test]
+fn an_unknown_status_never_raises() {
+    let odd = |seconds: i64| said(shown("a_status_of_2027", &["price_pro"], seconds));
+    let (active, unpaid) = (said(shown("active", &["price_pro"], 0)), said(shown("unpaid", &["price_pro"], 1)));
+    assert_eq!(tier_after(&[active.clone(), unpaid.clone(), odd(2)]), None);
+    assert_eq!(tier_after(&[odd(2), unpaid, active.clone()]), None);
+    // Nor does it begin the grace of a debt anew.
+    let catalogue = catalogue("");
+    let due = [active, said(shown("past_due", &["price_pro"], 1)), odd(2)];
+    let customer = told(&due, &catalogue);
+    let tier_at = |seconds: i64| customer.grant(&catalogue, at(seconds)).tier.map(|tier| tier.name.as_str());
+    assert_eq!((tier_at(1_000), tier_at(1_000 + 3 * 86_400)), (Some("pro"), None));
+}
+
+#[test]
+fn what_was_never_paid_for_or_is_over_has_no_billing_period() {
+    let catalogue = catalogue("");
+    let period_of = |status: &str| {
+        let paid = Item { period_start: Some(at(0)), period_end: Some(at(1_000_000)), ..item("price_pro") };
+        let customer = told(&[said(Snapshot { items: vec![paid], ..shown(status, &[], 0) })], &catalogue);
+        customer.grant(&catalogue, at(1_000)).billing
+    };
+    for status in ["trialing", "active", "past_due"] {
+        assert!(period_of(status).is_some(), "{status}");
+    }
+    for status in ["incomplete", "incomplete_expired", "unpaid", "canceled", "paused"] {
+        assert_eq!(period_of(status), None, "{status}");
+    }
+}
+
+#[test]
+fn items_that_are_missing_are_a_doubt() {
+    let catalogue = catalogue("");
+    let none = told(&[said(shown("active", &[], 0))], &catalogue);
+    assert_eq!(none.doubts("sub_1", &catalogue), [Doubt::MissingItems { shown: 0 }]);
+    let some = told(&[said(Snapshot { has_more_items: true, ..shown("active", &["price_pro"], 0) })], &catalogue);
+    assert_eq!(some.doubts("sub_1", &catalogue), [Doubt::MissingItems { shown: 1 }]);
 }
 
 #[test]
@@ -139,6 +179,9 @@ fn grace_is_counted_from_when_we_first_saw_the_debt() {
     let paid = Notice::InvoicePaid { subscription: "sub_1".to_owned(), said_at: at(100_000) };
     let settled = again.after(&paid, &catalogue, at(100_000)).0;
     assert_eq!(settled.grant(&catalogue, at(1_000 + three_days)).tier.map(|tier| tier.name.as_str()), Some("pro"));
+    // It was an older invoice: the debt goes on, and its grace does not begin anew.
+    let still_due = settled.after(&said(shown("past_due", &["price_pro"], 100_001)), &catalogue, at(100_001)).0;
+    assert_eq!(still_due.grant(&catalogue, at(1_000 + three_days)).tier, None);
 }
 
 #[test]

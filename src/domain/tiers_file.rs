@@ -43,6 +43,16 @@ pub fn read(text: &str) -> Result<Catalogue, Vec<Problem>> {
         let message = format!("the file has {} bytes; at most {FILE_BYTES_MAX} are read", text.len());
         return Err(vec![Problem { line: 1, column: 1, message }]);
     }
+    if let Some((line, _)) = text
+        .lines()
+        .enumerate()
+        .skip_while(|(_, line)| line.starts_with('#') || line.trim().is_empty())
+        .skip(1)
+        .find(|(_, line)| *line == "---" || *line == "...")
+    {
+        let message = "a second document begins here, which would not be read; keep one".to_owned();
+        return Err(vec![Problem { line: line + 1, column: 1, message }]);
+    }
     let options = LoaderOptions::default().error_on_duplicate_keys(true);
     let root = parse_yaml_with_options(0, text, options).map_err(|error| vec![unreadable(&error)])?;
     let mut reader = Reader { problems: Vec::new() };
@@ -258,7 +268,9 @@ impl Reader {
                 })?;
                 policy.thresholds()
             }
-            None if fields.contains_key("thresholds") => Thresholds { warn: None, degrade: None, block: None },
+            None if fields.get("thresholds").and_then(|node| node.as_mapping()).is_some_and(|at| !at.is_empty()) => {
+                Thresholds { warn: None, degrade: None, block: None }
+            }
             None => {
                 let message = format!("{label} has no `policy`; use one of strict, graceful, soft, monitor, or write `thresholds`");
                 self.problem(span, message);
@@ -320,6 +332,9 @@ impl Reader {
             } else {
                 fallbacks.by_model.insert(model.as_str().to_owned(), cheaper);
             }
+        }
+        if let Some(model) = fallbacks.by_model.keys().find(|model| leads_back(&fallbacks.by_model, model)) {
+            self.problem(node.span(), format!("`degrade_to` leads from `{model}` back to itself; each step must be cheaper"));
         }
         Some(fallbacks)
     }
@@ -393,9 +408,15 @@ impl Reader {
 #[derive(Default)]
 struct Claims(HashMap<(&'static str, String), (String, usize)>);
 
+/// Whether following the fallbacks from `model` comes back to it.
+fn leads_back(by_model: &BTreeMap<String, String>, model: &str) -> bool {
+    let steps = std::iter::successors(by_model.get(model), |cheaper| by_model.get(*cheaper));
+    steps.take(by_model.len()).any(|cheaper| cheaper == model)
+}
+
 fn contact_url(text: &str) -> Result<String, String> {
-    let starts = ["https://", "http://", "mailto:"];
-    if starts.iter().any(|start| text.starts_with(start)) && !text.chars().any(|c| c.is_control() || c.is_whitespace()) {
+    let rest = ["https://", "http://", "mailto:"].iter().find_map(|start| text.strip_prefix(start));
+    if rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/')) && !text.chars().any(|c| c.is_control() || c.is_whitespace()) {
         return Ok(text.to_owned());
     }
     Err("must begin with https://, http:// or mailto: and have no white space".to_owned())

@@ -110,14 +110,24 @@ pub struct KeyRing {
 }
 
 impl KeyRing {
+    fn kept(&self, digest: KeyDigest) -> Option<(Caller, DateTime<Utc>)> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).get(&digest).cloned()
+    }
+
+    async fn stored(store: &Store, digest: KeyDigest) -> Result<Option<StoredKey>, StoreError> {
+        keys::by_digest(&mut *store.reader().await?, digest).await
+    }
+
     async fn caller(&self, store: &Store, digest: KeyDigest, now: DateTime<Utc>) -> Result<Option<Caller>, StoreError> {
         let fresh = |read_at: DateTime<Utc>| read_at <= now && now - read_at < KEPT_FOR;
-        if let Some((caller, read_at)) = self.kept.lock().unwrap_or_else(PoisonError::into_inner).get(&digest)
-            && fresh(*read_at)
-        {
-            return Ok(Some(caller.clone()));
+        if let Some((caller, _)) = self.kept(digest).filter(|(_, read_at)| fresh(*read_at)) {
+            return Ok(Some(caller));
         }
-        let stored = keys::by_digest(&mut *store.reader().await?, digest).await?;
+        let stored = match Self::stored(store, digest).await {
+            Ok(stored) => stored,
+            // While the store is away, a key that was good is good: checks are then answered BLOCK, not with an error.
+            Err(error) => return self.kept(digest).map(|(caller, _)| Some(caller)).ok_or(error),
+        };
         let caller = stored.filter(|key| key.revoked_at.is_none()).and_then(|key| {
             let scopes = Scopes::parse(&key.scopes)?;
             Some(Caller { key_id: key.key_id, scopes })

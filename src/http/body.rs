@@ -128,7 +128,29 @@ impl<T: DeserializeOwned, S: Sync> FromRequestParts<S> for Params<T> {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
         let query = parts.uri.query().unwrap_or_default();
-        serde_urlencoded::from_str(query).map(Self).map_err(|error| named(&error.to_string(), ".", ""))
+        let deserializer = serde_urlencoded::Deserializer::new(form_urlencoded::parse(query.as_bytes()));
+        let read = serde_path_to_error::deserialize(deserializer);
+        read.map(Self).map_err(|error| named(&error.inner().to_string(), &error.path().to_string(), ""))
+    }
+}
+
+/// A door without parameters: whatever stands after the question mark is refused by name.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NoParams {}
+
+/// The one variable part of a path, decoded.
+#[derive(Debug)]
+pub struct PathText(pub String);
+
+impl<S: Sync + Send> FromRequestParts<S> for PathText {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let Path(text) = Path::<String>::from_request_parts(parts, state)
+            .await
+            .map_err(|_| Problem::new(ErrorCode::NotFound, "the path is not percent-encoded UTF-8"))?;
+        Ok(Self(text))
     }
 }
 

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::App;
 use super::auth::{Scope, require};
-use super::body::{self, Name, OneOrMany, Params, UserPath};
+use super::body::{self, Name, NoParams, OneOrMany, Params, UserPath};
 use super::error::Problem;
 use super::view::{Ask, DecisionView};
 use crate::domain::money::Money;
@@ -52,13 +52,12 @@ pub async fn one(
 struct Question {
     user_id: UserId,
     model: Option<Name>,
-    #[serde(default)]
-    estimated_cost: Money,
+    estimated_cost: Option<Money>,
 }
 
 impl Question {
     fn into_parts(self) -> (UserId, Ask) {
-        (self.user_id, Ask { model: self.model.map(|name| name.0), estimate: self.estimated_cost })
+        (self.user_id, Ask { model: self.model.map(|name| name.0), estimate: self.estimated_cost.unwrap_or_default() })
     }
 }
 
@@ -68,7 +67,12 @@ struct Several<'c> {
 }
 
 /// `POST /v1/enforcement`: one question, or a list of them.
-pub async fn several(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
+pub async fn several(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    Params(NoParams {}): Params<NoParams>,
+    body: Body,
+) -> Result<Response, Problem> {
     require(&app, &headers, Scope::Check).await?;
     let body = body::read(body, BODY_BYTES_MAX).await?;
     match OneOrMany::<Question>::read(&body, MANY_MAX)? {
@@ -81,11 +85,11 @@ pub async fn several(State(app): State<Arc<App>>, headers: HeaderMap, body: Body
             match app.meter.views(&users, app.now()).await {
                 Ok(views) => {
                     let results = users.iter().zip(&views).zip(asks).map(|((user, view), ask)| DecisionView::of(&app, user, view, ask));
-                    Ok(Json(Several { results: results.collect() }).into_response())
+                    Ok(respond(Several { results: results.collect() }, app.meter.is_writable()))
                 }
                 Err(error) => {
-                    let results = users.iter().zip(asks).map(|(user, ask)| DecisionView::store_unavailable(&app, user, ask));
-                    Ok(closed(&error, Several { results: results.collect() }))
+                    let results = users.iter().zip(asks).map(|(user, ask)| DecisionView::unknown(&app, user, ask));
+                    Ok(respond(unreadable(&error, Several { results: results.collect() }), false))
                 }
             }
         }
@@ -94,15 +98,21 @@ pub async fn several(State(app): State<Arc<App>>, headers: HeaderMap, body: Body
 
 async fn answer(app: &App, user: UserId, ask: Ask) -> Response {
     match app.meter.view(&user, app.now()).await {
-        Ok(view) => Json(DecisionView::of(app, &user, &view, ask)).into_response(),
-        Err(error) => closed(&error, DecisionView::store_unavailable(app, &user, ask)),
+        Ok(view) => respond(DecisionView::of(app, &user, &view, ask), app.meter.is_writable()),
+        Err(error) => respond(unreadable(&error, DecisionView::unknown(app, &user, ask)), false),
     }
 }
 
-/// An answer given without the store: BLOCK, and when to ask again.
-fn closed(error: &StoreError, answer: impl Serialize) -> Response {
+fn unreadable<T>(error: &StoreError, answer: T) -> T {
     tracing::error!(%error, "a check was answered BLOCK: {error}");
+    answer
+}
+
+/// While the store is away, an answer says when to ask again.
+fn respond(answer: impl Serialize, store_answers: bool) -> Response {
     let mut response = Json(answer).into_response();
-    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECONDS));
+    if !store_answers {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECONDS));
+    }
     response
 }

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
 use super::auth::{Scope, require};
-use super::body::Params;
+use super::body::{NoParams, Params, PathText};
 use super::error::{ErrorCode, Problem};
 use super::view::Moment;
 use super::{App, page};
@@ -155,22 +155,33 @@ pub async fn list(State(app): State<Arc<App>>, headers: HeaderMap, Params(query)
 }
 
 /// `GET /v1/events/{event_id}`
-pub async fn show(State(app): State<Arc<App>>, headers: HeaderMap, Path(event_id): Path<String>) -> Result<Response, Problem> {
+pub async fn show(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    PathText(event_id): PathText,
+    Params(NoParams {}): Params<NoParams>,
+) -> Result<Response, Problem> {
     require(&app, &headers, Scope::Admin).await?;
     one(&app, &event_id).await
 }
 
 /// `POST /v1/events/{event_id}/replay`: applies it again, as after a change of tiers.yaml or of a binding.
-pub async fn replay(State(app): State<Arc<App>>, headers: HeaderMap, Path(event_id): Path<String>) -> Result<Response, Problem> {
+pub async fn replay(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    PathText(event_id): PathText,
+    Params(NoParams {}): Params<NoParams>,
+) -> Result<Response, Problem> {
     require(&app, &headers, Scope::Admin).await?;
-    let replayed = sync::replay(&app.store, &app.catalogue, &app.rules, &event_id, app.now()).await;
-    let accepted = replayed.map_err(|error| match error {
-        ReplayError::Store(error) => Problem::from(error),
-        ReplayError::NotAnEvent(error) => Problem::from(error),
-    })?;
-    if let Some(user) = accepted.and_then(|accepted| accepted.touched) {
-        app.meter.forget(&user);
-    }
+    let (done, id, now) = (app.clone(), event_id.clone(), app.now());
+    let replayed = app.change(async move {
+        match sync::replay(&done.store, &done.catalogue, &done.rules, &id, now).await {
+            Ok(accepted) => Ok((Ok(()), accepted.and_then(|accepted| accepted.touched))),
+            Err(ReplayError::NotAnEvent(error)) => Ok((Err(error), None)),
+            Err(ReplayError::Store(error)) => Err(error),
+        }
+    });
+    replayed.await??;
     one(&app, &event_id).await
 }
 

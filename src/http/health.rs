@@ -7,7 +7,7 @@ use axum::extract::State;
 use serde_json::{Value, json};
 
 use super::App;
-use super::error::Problem;
+use super::error::{ErrorCode, Problem};
 use crate::store::inbox;
 
 /// The process answers.
@@ -17,6 +17,12 @@ pub async fn alive() -> Json<Value> {
 
 /// The store answers too, and how Stripe is listened to.
 pub async fn ready(State(app): State<Arc<App>>) -> Result<Json<Value>, Problem> {
+    if !app.meter.is_writable() {
+        return Err(Problem::new(
+            ErrorCode::StoreUnavailable,
+            "the last write was not confirmed; what is spent is not counted at the moment",
+        ));
+    }
     inbox::page(&mut *app.store.reader().await?, &inbox::Filter::default(), 0, 1).await?;
     let webhook = if app.webhook_secrets.is_empty() { "not_configured" } else { "ready" };
     Ok(Json(json!({

@@ -13,6 +13,7 @@ use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
 /// Connections at once; beyond, the next one waits in the listener's queue.
@@ -29,6 +30,7 @@ pub async fn serve(listener: TcpListener, router: Router, stop: impl Future<Outp
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let graceful = GracefulShutdown::new();
     let mut stop = std::pin::pin!(stop);
+    let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
             () = &mut stop => break,
@@ -50,7 +52,8 @@ pub async fn serve(listener: TcpListener, router: Router, stop: impl Future<Outp
             .header_read_timeout(HEAD_TIMEOUT)
             .serve_connection(TokioIo::new(stream), service);
         let connection = graceful.watch(connection);
-        tokio::spawn(async move {
+        while connections.try_join_next().is_some() {}
+        connections.spawn(async move {
             if let Err(error) = connection.await {
                 debug!(%error, "a connection ended: {error}");
             }
@@ -59,8 +62,9 @@ pub async fn serve(listener: TcpListener, router: Router, stop: impl Future<Outp
     }
     drop(listener);
     if tokio::time::timeout(SHUTDOWN_TIMEOUT, graceful.shutdown()).await.is_err() {
-        warn!("connections were still open after {} s", SHUTDOWN_TIMEOUT.as_secs());
+        warn!("connections were still open after {} s, and are cut", SHUTDOWN_TIMEOUT.as_secs());
     }
+    connections.shutdown().await;
     Ok(())
 }
 

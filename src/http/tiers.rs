@@ -12,6 +12,7 @@ use serde_json::value::RawValue;
 
 use super::App;
 use super::auth::{Scope, require};
+use super::body::{NoParams, Params};
 use super::error::Problem;
 use crate::domain::catalogue::{Budgets, Percent, Tier};
 use crate::domain::money::Money;
@@ -92,7 +93,7 @@ struct CatalogueView<'c> {
 }
 
 /// `GET /v1/tiers`, in ascending rank.
-pub async fn list(State(app): State<Arc<App>>, headers: HeaderMap) -> Result<Response, Problem> {
+pub async fn list(State(app): State<Arc<App>>, headers: HeaderMap, Params(NoParams {}): Params<NoParams>) -> Result<Response, Problem> {
     require(&app, &headers, Scope::Check).await?;
     let catalogue = &app.catalogue;
     let global = catalogue.global.as_ref();

@@ -14,14 +14,14 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::auth::{Scope, require};
-use super::body::{self, Name, OneOrMany, Params, Time, UserPath};
+use super::body::{self, Name, NoParams, OneOrMany, Params, Time, UserPath};
 use super::error::Problem;
 use super::view::Moment;
 use super::{App, page};
 use crate::domain::ledger::{AHEAD_MAX, Receipt, Usage};
 use crate::domain::money::Money;
 use crate::domain::user::UserId;
-use crate::store::ledger::{self, GroupBy, StoredEntry, StoredSum, Stretch};
+use crate::store::ledger::{self, GroupBy, StoredEntry, StoredSum, Stretch, SumPlace};
 
 /// Records in one request.
 const MANY_MAX: usize = 1000;
@@ -31,7 +31,7 @@ const METADATA_BYTES_MAX: usize = 4096;
 /// Without `to`, whatever was booked is shown, also what a clock that runs ahead has dated.
 const END_OF_TIME: DateTime<Utc> = DateTime::<Utc>::MAX_UTC;
 /// More tokens than any call has.
-const TOKENS_MAX: i64 = 1_000_000_000_000;
+const TOKENS_MAX: i64 = 1_000_000_000;
 
 #[derive(Debug, Deserialize)]
 #[serde(try_from = "i64")]
@@ -113,7 +113,12 @@ struct Receipts {
 }
 
 /// `POST /v1/usage`: one record, or a list that is booked whole or not at all.
-pub async fn record(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
+pub async fn record(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    Params(NoParams {}): Params<NoParams>,
+    body: Body,
+) -> Result<Response, Problem> {
     require(&app, &headers, Scope::Write).await?;
     let body = body::read(body, BODY_BYTES_MAX).await?;
     let (records, is_list) = OneOrMany::<Record>::read(&body, MANY_MAX)?.into_parts();
@@ -261,13 +266,18 @@ async fn sums(
     limit: u16,
     cursor: Option<&str>,
 ) -> Result<Response, Problem> {
-    let offset: i64 = page::place(cursor, |place| place.parse().ok().filter(|offset| 0 <= *offset))?.unwrap_or(0);
+    let after = page::place(cursor, |place| {
+        let (day, model) = place.split_once(' ')?;
+        Some(SumPlace { day: day.parse().ok()?, model: Some(model.to_owned()) })
+    })?;
+    let after = after.unwrap_or(SumPlace { day: i64::MAX, model: None });
     // A day that has begun before `to` counts.
     let midnight = |at: DateTime<Utc>| at.time() == NaiveTime::MIN;
     let to = if midnight(stretch.to) { stretch.to } else { stretch.to.checked_add_days(Days::new(1)).unwrap_or(stretch.to) };
     let stretch = Stretch { to, ..stretch };
-    let found = ledger::sums(&mut *app.store.reader().await?, user, stretch, group_by, offset, i64::from(limit)).await?;
+    let found = ledger::sums(&mut *app.store.reader().await?, user, stretch, group_by, &after, i64::from(limit)).await?;
     let full = usize::from(limit) <= found.len();
-    let next_cursor = full.then(|| page::cursor(&(offset + i64::from(limit)).to_string()));
+    let place = |sum: &StoredSum| format!("{} {}", sum.day.unwrap_or_default(), sum.model.as_deref().unwrap_or_default());
+    let next_cursor = found.last().filter(|_| full).map(|sum| page::cursor(&place(sum)));
     Ok(Json(Sums { sums: found.into_iter().map(SumView::from).collect(), next_cursor }).into_response())
 }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::json;
 
 use super::auth::{Caller, Scope, require};
-use super::body::{self, Name, Params, Time, UserPath};
+use super::body::{self, Name, NoParams, Params, Time, UserPath};
 use super::error::{ErrorCode, Problem};
 use super::view::{BudgetView, Moment, SubscriptionView};
 use super::{App, page};
@@ -84,7 +84,12 @@ impl<'c> UserView<'c> {
 }
 
 /// `GET /v1/users/{user_id}`: one that nobody knows is on the default tier with nothing spent.
-pub async fn show(State(app): State<Arc<App>>, headers: HeaderMap, UserPath(user): UserPath) -> Result<Response, Problem> {
+pub async fn show(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    UserPath(user): UserPath,
+    Params(NoParams {}): Params<NoParams>,
+) -> Result<Response, Problem> {
     require(&app, &headers, Scope::Check).await?;
     let view = app.meter.view(&user, app.now()).await?;
     Ok(Json(UserView::of(&user, &view)).into_response())
@@ -215,20 +220,32 @@ fn known_tier(app: &App, name: &str) -> Result<(), Problem> {
 }
 
 /// `PUT /v1/users/{user_id}`: binds a Stripe customer, sets or clears a tier by hand. Audited.
-pub async fn change(State(app): State<Arc<App>>, headers: HeaderMap, UserPath(user): UserPath, body: Body) -> Result<Response, Problem> {
+pub async fn change(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    UserPath(user): UserPath,
+    Params(NoParams {}): Params<NoParams>,
+    body: Body,
+) -> Result<Response, Problem> {
     let caller = require(&app, &headers, Scope::Admin).await?;
     let now = app.now();
     let body = body::read(body, BODY_BYTES_MAX).await?;
     let change = body::one::<ChangeBody>(&body)?.check(&app, now)?;
-    let mut tx = app.store.begin().await?;
-    let bound = write(tx.connection()?, &caller, &user, &change, now).await?;
-    if let Err(other) = bound {
+    let (done, whom) = (app.clone(), user.clone());
+    let key_id = caller.key_id.clone();
+    let bound = app.change(async move {
+        let mut tx = done.store.begin().await?;
+        let bound = write(tx.connection()?, &caller, &whom, &change, now).await?;
+        if bound.is_ok() {
+            tx.commit().await?;
+        }
+        Ok((bound, Some(whom)))
+    });
+    if let Err(other) = bound.await? {
         let why = format!("is bound to user `{other}` already; unbind it there first, with null");
         return Err(Problem::field(ErrorCode::CustomerBound, "stripe_customer", why));
     }
-    tx.commit().await?;
-    app.meter.forget(&user);
-    tracing::info!(user = %user, key_id = %caller.key_id, "user {user} was changed by key {}", caller.key_id);
+    tracing::info!(user = %user, key_id = %key_id, "user {user} was changed by key {key_id}");
     let view = app.meter.view(&user, now).await?;
     Ok(Json(UserView::of(&user, &view)).into_response())
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use super::App;
 use crate::domain::catalogue::Tier;
-use crate::domain::decide::{Action, Budget, Decision, Reason, Scope, decide};
+use crate::domain::decide::{Action, Budget, Decision, Reason, Scope, decide, store_unavailable};
 use crate::domain::money::Money;
 use crate::domain::period::{Period, rfc3339};
 use crate::domain::subscription::Status;
@@ -97,7 +97,7 @@ pub struct DecisionView<'c> {
     user_id: UserId,
     tier: &'c str,
     pub action: Action,
-    reason: Reason,
+    pub reason: Reason,
     binding: Option<Binding>,
     message: String,
     budgets: Vec<BudgetView>,
@@ -119,7 +119,8 @@ pub struct Ask {
 
 impl<'c> DecisionView<'c> {
     pub fn of(app: &'c App, user: &UserId, view: &View<'c>, ask: Ask) -> Self {
-        let decision = decide(&view.budgets, ask.estimate);
+        let hard = view.budgets.iter().any(|budget| budget.thresholds.block.is_some());
+        let decision = if hard && !app.meter.is_writable() { store_unavailable() } else { decide(&view.budgets, ask.estimate) };
         let tier = view.standing.tier;
         let more = More::of(app, user, tier, &decision);
         let model = match decision.action {
@@ -143,9 +144,9 @@ impl<'c> DecisionView<'c> {
         }
     }
 
-    /// Nothing can be read, so nothing may be spent.
-    pub fn store_unavailable(app: &'c App, user: &UserId, ask: Ask) -> Self {
-        let decision = crate::domain::decide::store_unavailable();
+    /// Nothing can be read, the tier neither, so nothing may be spent.
+    pub fn unknown(app: &'c App, user: &UserId, ask: Ask) -> Self {
+        let decision = store_unavailable();
         Self {
             user_id: user.clone(),
             tier: &app.catalogue.default_tier().name,
@@ -175,7 +176,7 @@ struct More<'c> {
 impl<'c> More<'c> {
     fn of(app: &'c App, user: &UserId, tier: &'c Tier, decision: &Decision) -> Self {
         // No tier lifts a budget of all users together, so nobody is sent to pay for one.
-        let own = decision.binding.is_none_or(|(scope, _)| scope == Scope::User);
+        let own = decision.binding.is_some_and(|(scope, _)| scope == Scope::User);
         let next = app.catalogue.upgrade_from(tier).filter(|_| own);
         match (decision.action, next) {
             (Action::Block, Some(next)) => Self {

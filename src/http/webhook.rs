@@ -37,11 +37,12 @@ pub async fn receive(State(app): State<Arc<App>>, headers: HeaderMap, body: Body
     let body = body::read(body, BODY_BYTES_MAX).await?;
     signature::verify(signature_header(&headers)?, &body, &app.webhook_secrets, now)?;
     let event = Event::from_json(&body, now)?;
-    let accepted = sync::accept(&app.store, &app.catalogue, &app.rules, &event, &body, now).await?;
-    if let Some(user) = &accepted.touched {
-        app.meter.forget(user);
-    }
-    Ok(Json(Received { received: true, duplicate: accepted.duplicate }))
+    let done = app.clone();
+    let duplicate = app.change(async move {
+        let accepted = sync::accept(&done.store, &done.catalogue, &done.rules, &event, &body, now).await?;
+        Ok((accepted.duplicate, accepted.touched))
+    });
+    Ok(Json(Received { received: true, duplicate: duplicate.await? }))
 }
 
 fn signature_header(headers: &HeaderMap) -> Result<&str, Problem> {

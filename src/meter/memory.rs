@@ -1,9 +1,10 @@
 //! What checks read without asking the store: values by key, bounded, never staler than the last commit.
 //!
 //! A value may come in from the store while a commit changes the same key. Whoever loads or commits therefore says so before
-//! and after, and a value that was loaded beside a change is used once and not kept.
+//! and after, and a value that was loaded beside a change is used once and not kept. Each change of a busy key has a number, so
+//! that a load knows whether one fell into its own time, and not merely into another load's.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -32,8 +33,8 @@ struct Shard<K, V> {
 struct Busy {
     loads: usize,
     commits: usize,
-    /// The key changed while it was being loaded.
-    changed: bool,
+    /// How often the key changed while anybody was at work on it.
+    changes: u64,
 }
 
 impl<K, V> Default for Memory<K, V> {
@@ -66,12 +67,31 @@ impl<K: Clone + Eq + Hash, V: Clone> Memory<K, V> {
         self.shard(key).forget(key);
     }
 
+    /// Something changed outside, and nobody knows what.
+    pub fn forget_all(&self) {
+        for shard in &self.shards {
+            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            shard.young.clear();
+            shard.old.clear();
+            for busy in shard.busy.values_mut() {
+                busy.changes += 1;
+            }
+        }
+    }
+
     /// To be called before the store is read.
     pub fn begin_load(&self, keys: Vec<K>) -> Loading<'_, K, V> {
-        for key in &keys {
-            self.shard(key).busy.entry(key.clone()).or_default().loads += 1;
-        }
-        Loading { memory: self, keys }
+        let begin = |key: K| {
+            let mut shard = self.shard(&key);
+            let busy = shard.busy.entry(key.clone()).or_default();
+            busy.loads += 1;
+            let changes = busy.changes;
+            drop(shard);
+            (key, changes)
+        };
+        // A key that is given twice is one.
+        let keys: HashSet<K> = keys.into_iter().collect();
+        Loading { memory: self, keys: keys.into_iter().map(begin).collect() }
     }
 
     /// To be called before a commit that changes the keys.
@@ -102,7 +122,7 @@ impl<K: Clone + Eq + Hash, V: Clone> Shard<K, V> {
         self.young.remove(key);
         self.old.remove(key);
         if let Some(busy) = self.busy.get_mut(key) {
-            busy.changed = true;
+            busy.changes += 1;
         }
     }
 
@@ -111,8 +131,6 @@ impl<K: Clone + Eq + Hash, V: Clone> Shard<K, V> {
             done(busy);
             if busy.loads == 0 && busy.commits == 0 {
                 self.busy.remove(key);
-            } else if busy.loads == 0 {
-                busy.changed = false;
             }
         }
     }
@@ -122,14 +140,16 @@ impl<K: Clone + Eq + Hash, V: Clone> Shard<K, V> {
 #[derive(Debug)]
 pub struct Loading<'a, K: Clone + Eq + Hash, V: Clone> {
     memory: &'a Memory<K, V>,
-    keys: Vec<K>,
+    /// Each with the number of its changes when the load began.
+    keys: HashMap<K, u64>,
 }
 
 impl<K: Clone + Eq + Hash, V: Clone> Loading<'_, K, V> {
     /// Keeps what was loaded, unless the key changed meanwhile or is about to.
     pub fn keep(&self, key: &K, value: &Arc<V>) {
+        let Some(before) = self.keys.get(key) else { return };
         let mut shard = self.memory.shard(key);
-        let quiet = shard.busy.get(key).is_some_and(|busy| !busy.changed && busy.commits == 0);
+        let quiet = shard.busy.get(key).is_some_and(|busy| busy.changes == *before && busy.commits == 0);
         if quiet {
             shard.old.remove(key);
             shard.insert(key.clone(), value.clone(), self.memory.generation_max);
@@ -139,7 +159,7 @@ impl<K: Clone + Eq + Hash, V: Clone> Loading<'_, K, V> {
 
 impl<K: Clone + Eq + Hash, V: Clone> Drop for Loading<'_, K, V> {
     fn drop(&mut self) {
-        for key in &self.keys {
+        for key in self.keys.keys() {
             self.memory.shard(key).end(key, |busy| busy.loads = busy.loads.saturating_sub(1));
         }
     }
@@ -159,7 +179,7 @@ impl<K: Clone + Eq + Hash, V: Clone> Committing<'_, K, V> {
         for key in &self.keys {
             let mut shard = self.memory.shard(key);
             if let Some(busy) = shard.busy.get_mut(key) {
-                busy.changed = true;
+                busy.changes += 1;
             }
             let Shard { young, old, .. } = &mut *shard;
             if let Some(value) = young.get_mut(key).or_else(|| old.get_mut(key)) {
@@ -221,6 +241,23 @@ mod tests {
         drop(loading);
         memory.begin_load(vec!["u"]).keep(&"u", &Arc::new(3));
         assert_eq!(held(&memory), Some(3));
+    }
+
+    #[test]
+    fn a_key_that_is_always_being_loaded_is_kept_all_the_same() {
+        let memory = Memory::default();
+        let first = memory.begin_load(vec!["u"]);
+        memory.begin_commit(vec!["u"]).publish(|_, value: &mut i64| *value += 1);
+        // The second load begins after the change, so the change is in what it read.
+        let second = memory.begin_load(vec!["u"]);
+        first.keep(&"u", &Arc::new(0));
+        assert_eq!(held(&memory), None);
+        second.keep(&"u", &Arc::new(1));
+        assert_eq!(held(&memory), Some(1));
+        memory.forget_all();
+        assert_eq!(held(&memory), None);
+        second.keep(&"u", &Arc::new(1));
+        assert_eq!(held(&memory), None);
     }
 
     #[test]

@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use tokio::sync::mpsc;
-use tracing::error;
+use tracing::{error, info};
 
 use super::{Clock, Global, Known, Request, WriteError};
 use crate::domain::ledger::{Entry, Ledger, Receipt, Refusal};
@@ -21,11 +23,43 @@ const BATCH_MAX: usize = 4096;
 pub struct Shown {
     pub users: Arc<Memory<UserId, Known>>,
     pub global: Arc<Memory<(), Global>>,
+    pub health: Arc<Health>,
 }
+
+/// Whether what is spent can be booked.
+#[derive(Debug, Default)]
+pub struct Health {
+    unconfirmed: AtomicBool,
+}
+
+impl Health {
+    pub fn is_writable(&self) -> bool {
+        !self.unconfirmed.load(Ordering::Acquire)
+    }
+
+    fn set(&self, confirmed: bool) {
+        if self.unconfirmed.swap(!confirmed, Ordering::AcqRel) && confirmed {
+            info!("writes are confirmed again");
+        }
+    }
+}
+
+/// How often a store that did not confirm is tried again while nobody writes.
+const PROBE_EVERY: Duration = Duration::from_millis(500);
 
 /// Takes what is waiting, writes it in one commit, shows it to readers, answers every caller; until nobody can ask any more.
 pub async fn run(store: Store, shown: Shown, mut waiting: mpsc::Receiver<Request>, clock: Clock) {
-    while let Some(first) = waiting.recv().await {
+    loop {
+        let first = match tokio::time::timeout(PROBE_EVERY, waiting.recv()).await {
+            Ok(Some(first)) => first,
+            Ok(None) => return,
+            Err(_) => {
+                if !shown.health.is_writable() {
+                    shown.health.set(store.probe(clock()).await.is_ok());
+                }
+                continue;
+            }
+        };
         let mut records = first.usages.len();
         let mut batch = vec![first];
         while records < BATCH_MAX {
@@ -35,12 +69,14 @@ pub async fn run(store: Store, shown: Shown, mut waiting: mpsc::Receiver<Request
         }
         match write(&store, &shown, &batch, clock()).await {
             Ok(results) => {
+                shown.health.set(true);
                 for (request, result) in batch.into_iter().zip(results) {
                     // A caller that went away has no use for the answer.
                     let _ = request.answer.send(result.map_err(WriteError::Refused));
                 }
             }
             Err(error) => {
+                shown.health.set(false);
                 error!(%error, requests = batch.len(), "a batch of {} requests was not confirmed: {error}", batch.len());
                 for request in batch {
                     let _ = request.answer.send(Err(WriteError::Unconfirmed));

@@ -21,12 +21,14 @@ pub struct StoredKey {
 
 const INSERT: &str = "INSERT INTO api_keys (key_id, name, digest, scopes, created_at) VALUES ($1, $2, $3, $4, $5) \
      ON CONFLICT (key_id) DO UPDATE SET digest = excluded.digest, scopes = excluded.scopes, revoked_at = NULL";
+const REMOVE_OTHERS: &str = "DELETE FROM api_keys WHERE digest = $1 AND key_id <> $2";
 const BY_DIGEST: &str = "SELECT key_id, name, scopes, created_at, revoked_at FROM api_keys WHERE digest = $1";
 const ALL: &str = "SELECT key_id, name, scopes, created_at, revoked_at FROM api_keys ORDER BY created_at, key_id";
 const REVOKE: &str = "UPDATE api_keys SET revoked_at = COALESCE(revoked_at, $2) WHERE key_id = $1";
 
-/// Stores a key; one with the same `key_id` is replaced.
+/// Stores a key; one with the same `key_id`, and the same key under another, is replaced.
 pub async fn put(db: &mut Connection, key: &StoredKey, digest: KeyDigest) -> Result<(), StoreError> {
+    sqlx::query(REMOVE_OTHERS).bind(digest.as_slice()).bind(&key.key_id).execute(&mut *db).await?;
     let query = sqlx::query(INSERT).bind(&key.key_id).bind(&key.name).bind(digest.as_slice()).bind(&key.scopes);
     query.bind(micros(key.created_at)).execute(db).await?;
     Ok(())

@@ -16,7 +16,7 @@ use crate::domain::user::UserId;
 
 const BOOKED: &str = "SELECT id, fingerprint, happened_at, recorded_at FROM usage WHERE id IN (SELECT value FROM json_each($1))";
 const SPENT: &str = "SELECT user_id, spent FROM users WHERE user_id IN (SELECT value FROM json_each($1))";
-const SPENT_BY_ALL: &str = "SELECT CAST(COALESCE(SUM(spent), 0) AS BIGINT) FROM spend_by_day_of_all";
+const SPENT_BY_ALL: &str = "SELECT spent FROM spend_by_day_of_all";
 const APPEND: &str = "INSERT INTO usage \
      (id, user_id, cost, happened_at, recorded_at, model, provider, input_tokens, output_tokens, metadata, fingerprint) \
      SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6, value ->> 7, value ->> 8, \
@@ -27,7 +27,7 @@ const ADD_TO_DAYS: &str = "INSERT INTO spend_by_day (user_id, day, model, spent,
      input_tokens = input_tokens + excluded.input_tokens, output_tokens = output_tokens + excluded.output_tokens";
 const ADD_TO_DAYS_OF_ALL: &str = "INSERT INTO spend_by_day_of_all (day, spent, entries) \
      SELECT value ->> 0, value ->> 1, value ->> 2 FROM json_each($1) WHERE true \
-     ON CONFLICT (day) DO UPDATE SET spent = spent + excluded.spent, entries = entries + excluded.entries";
+     ON CONFLICT (day) DO UPDATE SET spent = spent + MIN(excluded.spent, 9223372036854775807 - spent), entries = entries + excluded.entries";
 const ADD_TO_USERS: &str = "INSERT INTO users (user_id, account_id, created_at, spent, entries) \
      SELECT value ->> 0, value ->> 0, $2, value ->> 1, value ->> 2 FROM json_each($1) WHERE true \
      ON CONFLICT (user_id) DO UPDATE SET spent = spent + excluded.spent, entries = entries + excluded.entries";
@@ -43,7 +43,8 @@ const ENTRIES: &str = "SELECT seq, id, cost, happened_at, recorded_at, model, pr
 const SUMS: &str = "SELECT CASE WHEN $4 THEN day END AS day, CASE WHEN $5 THEN model END AS model, \
      CAST(SUM(spent) AS BIGINT) AS spent, CAST(SUM(entries) AS BIGINT) AS entries, \
      CAST(SUM(input_tokens) AS BIGINT) AS input_tokens, CAST(SUM(output_tokens) AS BIGINT) AS output_tokens \
-     FROM spend_by_day WHERE user_id = $1 AND $2 <= day AND day < $3 GROUP BY 1, 2 ORDER BY 1 DESC, 2 LIMIT $6 OFFSET $7";
+     FROM spend_by_day WHERE user_id = $1 AND $2 <= day AND day < $3 \
+     AND CASE WHEN $4 AND $5 THEN day < $6 OR (day = $6 AND $7 < model) WHEN $4 THEN day < $6 ELSE $7 IS NULL OR $7 < model END GROUP BY 1, 2 ORDER BY 1 DESC, 2 LIMIT $8";
 
 const MICROS_PER_DAY: i64 = 86_400_000_000;
 
@@ -59,10 +60,9 @@ pub async fn load(db: &mut Connection, ids: impl Iterator<Item = &str>, users: i
         };
         ledger.booked.insert(row.try_get("id")?, booked);
     }
-    for row in sqlx::query(SPENT).bind(list(users)).fetch_all(&mut *db).await? {
+    for row in sqlx::query(SPENT).bind(list(users)).fetch_all(db).await? {
         ledger.spent.insert(user_id(row.try_get("user_id")?)?, money(row.try_get("spent")?)?);
     }
-    ledger.spent_by_all = money(sqlx::query_scalar(SPENT_BY_ALL).fetch_one(db).await?)?;
     Ok(ledger)
 }
 
@@ -123,7 +123,8 @@ pub async fn days_of_all(db: &mut Connection, first: i64, end: i64) -> Result<Sp
 }
 
 pub async fn spent_by_all(db: &mut Connection) -> Result<Money, StoreError> {
-    money(sqlx::query_scalar(SPENT_BY_ALL).fetch_one(db).await?)
+    let days: Vec<i64> = sqlx::query_scalar(SPENT_BY_ALL).fetch_all(db).await?;
+    days.into_iter().try_fold(Money::ZERO, |sum, spent| Ok(sum.saturating_add(money(spent)?)))
 }
 
 /// What a user spent in a window that need not begin at midnight: the sums of whole days, and the records at the edges.
@@ -211,17 +212,26 @@ pub struct GroupBy {
     pub model: bool,
 }
 
+/// Where a page of sums begins: after this day, and within it after this model.
+#[derive(Clone, Debug)]
+pub struct SumPlace {
+    pub day: i64,
+    /// `None` is before all.
+    pub model: Option<String>,
+}
+
 /// Sums over the whole days of `stretch`, the latest first.
 pub async fn sums(
     db: &mut Connection,
     user: &UserId,
     stretch: Stretch,
     group_by: GroupBy,
-    offset: i64,
+    after: &SumPlace,
     limit: i64,
 ) -> Result<Vec<StoredSum>, StoreError> {
     let query = sqlx::query(SUMS).bind(user.as_str()).bind(day(stretch.from)).bind(day(stretch.to));
-    let rows = query.bind(group_by.day).bind(group_by.model).bind(limit).bind(offset).fetch_all(db).await?;
+    let query = query.bind(group_by.day).bind(group_by.model).bind(after.day).bind(&after.model);
+    let rows = query.bind(limit).fetch_all(db).await?;
     let read = |row: &SqliteRow| {
         Ok(StoredSum {
             day: row.try_get("day")?,

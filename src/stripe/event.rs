@@ -55,6 +55,8 @@ pub struct Shown {
     pub trial_end: Option<DateTime<Utc>>,
     pub pause_collection: bool,
     pub pending_update: bool,
+    /// Stripe did not send all items.
+    pub has_more_items: bool,
 }
 
 /// What an event is to us.
@@ -176,7 +178,9 @@ fn read_object(kind: &str, object: &Value, said_at: DateTime<Utc>) -> Result<(Fa
     if family == Family::Other {
         return Ok((facts, Content::Ignored));
     }
-    if object.get("id").is_some_and(Value::is_string) && facts.object_id.is_none() {
+    // The id of a price or plan is an arbitrary text, and leads nowhere.
+    let leads_somewhere = !matches!(family, Family::Catalogue | Family::Alert);
+    if leads_somewhere && object.get("id").is_some_and(Value::is_string) && facts.object_id.is_none() {
         return Err(NotAnEvent("`data.object.id` is not an id of up to 255 bytes"));
     }
     facts.customer = reference(object, "customer")?;
@@ -241,6 +245,7 @@ fn shown(object: &Map<String, Value>) -> Shown {
         trial_end: seconds(object, "trial_end"),
         pause_collection: object.get("pause_collection").is_some_and(Value::is_object),
         pending_update: object.get("pending_update").is_some_and(Value::is_object),
+        has_more_items: object.get("items").and_then(Value::as_object).is_some_and(|items| flag(items, "has_more")),
     }
 }
 
@@ -268,6 +273,7 @@ fn snapshot(kind: &str, object: &Map<String, Value>, shown: &Shown, said_at: Dat
         cancel_at: shown.cancel_at,
         cancel_at_period_end: shown.cancel_at_period_end,
         collection_paused: shown.pause_collection,
+        has_more_items: shown.has_more_items,
     }
 }
 
@@ -276,7 +282,7 @@ fn items(object: &Map<String, Value>) -> Vec<Item> {
     match listed {
         Some(items) => items.iter().filter_map(Value::as_object).map(item).collect(),
         // The oldest API versions have one plan, on the subscription itself.
-        None if object.get("plan").is_some_and(Value::is_object) => vec![item(object)],
+        None if object.get("plan").is_some_and(|plan| !plan.is_null()) => vec![item(object)],
         None => Vec::new(),
     }
 }

@@ -81,6 +81,26 @@ async fn a_revoked_key_is_refused_within_five_seconds() {
 }
 
 #[tokio::test]
+async fn an_admin_key_from_outside_replaces_and_ends_with_the_setting() {
+    on_each_database(TIERS, async |app| {
+        let made = keys(app, &["create", "--name", "first", "--scopes", "admin"]).lines().next().unwrap().to_owned();
+        let bearer = format!("Bearer {made}");
+        // The key that was shown once is given from outside from now on.
+        app.config.admin_api_key = Some(spendgate::config::AdminKey(made.clone()));
+        app.restart().await;
+        assert_eq!(status(app, "GET", "/v1/users", Some(&bearer)).await, 200);
+        assert_eq!(status(app, "GET", "/v1/users", Some(&format!("Bearer {ADMIN_KEY}"))).await, 401);
+        app.config.admin_api_key = None;
+        app.restart().await;
+        assert_eq!(status(app, "GET", "/v1/users", Some(&bearer)).await, 401);
+        app.config.admin_api_key = Some(spendgate::config::AdminKey(ADMIN_KEY.to_owned()));
+        app.restart().await;
+        assert_eq!(status(app, "GET", "/v1/users", Some(&format!("Bearer {ADMIN_KEY}"))).await, 200);
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_key_is_on_the_disk_as_a_digest_only() {
     on_each_database(TIERS, async |app| {
         let key = keys(app, &["create", "--name", "backend"]).lines().next().unwrap().to_owned();

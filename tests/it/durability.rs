@@ -4,7 +4,7 @@ use chrono::DateTime;
 use spendgate::domain::user::UserId;
 use spendgate::store::{Store, accounts};
 
-use crate::app::{TIERS, on_each_database};
+use crate::app::{TIERS, TestApp, on_each_database};
 
 #[tokio::test]
 async fn a_transaction_that_is_not_committed_leaves_nothing_and_the_next_one_is_whole() {
@@ -48,33 +48,68 @@ async fn everything_acknowledged_is_there_after_a_stop_and_all_is_counted_once()
     .await;
 }
 
+async fn rename(app: &TestApp, tables: &[&str], away: bool) {
+    let pool = sqlx::SqlitePool::connect_with(sqlx::sqlite::SqliteConnectOptions::new().filename(app.database())).await.unwrap();
+    for table in tables {
+        let (from, to) = if away { ((*table).to_owned(), format!("{table}_away")) } else { (format!("{table}_away"), (*table).to_owned()) };
+        sqlx::query(sqlx::AssertSqlSafe(format!("ALTER TABLE {from} RENAME TO {to}"))).execute(&pool).await.unwrap();
+    }
+    pool.close().await;
+}
+
+const ALL_TABLES: [&str; 7] = ["users", "usage", "spend_by_day", "spend_by_day_of_all", "inbox", "api_keys", "probe"];
+
 #[tokio::test]
 async fn a_store_that_cannot_be_read_blocks_and_says_so() {
     on_each_database(TIERS, async |app| {
         app.spend("a", "u", "0.01").await;
         app.restart().await;
         app.check("warm").await;
-        // The database is gone from under the service.
-        let pool = sqlx::SqlitePool::connect_with(sqlx::sqlite::SqliteConnectOptions::new().filename(app.database())).await.unwrap();
-        for table in ["users", "usage", "spend_by_day", "inbox"] {
-            sqlx::query(sqlx::AssertSqlSafe(format!("ALTER TABLE {table} RENAME TO {table}_away"))).execute(&pool).await.unwrap();
-        }
+        // The database is gone from under the service, and what it held of keys is old.
+        rename(app, &ALL_TABLES, true).await;
+        app.advance(chrono::TimeDelta::minutes(1));
         let answer = app.get("/v1/users/u/enforcement").await;
         assert!(answer.headers.contains_key("retry-after"));
         let decision = answer.ok();
         assert_eq!((&decision["action"], &decision["reason"]), (&"BLOCK".into(), &"store_unavailable".into()));
+        let many = app.post("/v1/enforcement", r#"[{"user_id":"u"}]"#).await.ok();
+        assert_eq!(many["results"][0]["reason"], "store_unavailable");
         let body = serde_json::json!({"id": "b", "user_id": "u", "cost": 0.01});
         let refused = app.post("/v1/usage", &body).await;
         refused.problem(503, "store_unavailable");
         assert!(refused.headers.contains_key("retry-after"));
         app.get("/v1/users/u").await.problem(503, "store_unavailable");
         app.get("/readyz").await.problem(503, "store_unavailable");
+        app.deliver(crate::stripe::paying("u", "price_pro")[0].to_string().as_bytes()).await.problem(503, "store_unavailable");
         assert_eq!(app.get("/healthz").await.status, 200);
-        for table in ["users", "usage", "spend_by_day", "inbox"] {
-            sqlx::query(sqlx::AssertSqlSafe(format!("ALTER TABLE {table}_away RENAME TO {table}"))).execute(&pool).await.unwrap();
-        }
+        rename(app, &ALL_TABLES, false).await;
         // It comes back by itself, and the repeated write counts once.
         assert_eq!(app.post("/v1/usage", &body).await.ok()["repeated"], false);
+        assert_eq!(app.check("u").await["budgets"][0]["spent"], 0.02);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn while_nothing_can_be_written_hard_limits_block_though_memory_knows_better() {
+    on_each_database(TIERS, async |app| {
+        app.spend("a", "u", "0.01").await;
+        app.put("/v1/users/big", serde_json::json!({"tier": "enterprise", "reason": "test"})).await.ok();
+        let reason = async |user: &str| app.check(user).await["reason"].as_str().unwrap().to_owned();
+        assert_eq!((reason("u").await.as_str(), reason("big").await.as_str()), ("within_budget", "within_budget"));
+        rename(app, &["spend_by_day", "probe"], true).await;
+        let body = serde_json::json!({"id": "b", "user_id": "u", "cost": 0.01});
+        app.post("/v1/usage", &body).await.problem(503, "store_unavailable");
+        // What is spent now is not counted, so a hard limit would not hold; a tier that never blocks has none.
+        assert_eq!((reason("u").await.as_str(), reason("big").await.as_str()), ("store_unavailable", "within_budget"));
+        assert_eq!(app.check("u").await["tier"], "free");
+        app.get("/readyz").await.problem(503, "store_unavailable");
+        rename(app, &["spend_by_day", "probe"], false).await;
+        // Blocked callers write nothing, so the service finds out by itself.
+        while reason("u").await != "within_budget" {
+            tokio::task::yield_now().await;
+        }
+        app.post("/v1/usage", &body).await.ok();
         assert_eq!(app.check("u").await["budgets"][0]["spent"], 0.02);
     })
     .await;

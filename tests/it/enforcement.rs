@@ -138,6 +138,24 @@ async fn a_billing_budget_follows_the_subscriptions_own_period() {
 }
 
 #[tokio::test]
+async fn a_checkout_that_fails_does_not_begin_a_billing_period_anew() {
+    let tiers = CATALOGUE.replace("free: { rank: 0, budgets: { daily: 0.10 }", "free: { rank: 0, budgets: { billing: 1 }");
+    on_each_database(&tiers, async |app| {
+        app.spend("a", "u", "1").await;
+        assert_eq!(action(&app.check("u").await), "BLOCK");
+        app.apply(crate::stripe::customer("customer.created", 0, "cus_u", Some("u"))).await;
+        for status in ["incomplete", "incomplete_expired"] {
+            let mut unpaid = crate::stripe::subscription("cus_u", status, "price_stack");
+            unpaid["items"]["data"][0]["current_period_start"] = json!(app.now().timestamp() + 1);
+            app.advance(TimeDelta::seconds(2));
+            app.apply(crate::stripe::updated(app.now().timestamp() - crate::stripe::T, unpaid)).await;
+            assert_eq!(action(&app.check("u").await), "BLOCK", "{status}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_soft_policy_may_have_a_hard_cap() {
     on_each_database(CATALOGUE, async |app| {
         paid(app, "u", "price_capped").await;
@@ -253,6 +271,7 @@ async fn bad_questions_are_refused_by_the_name_of_the_field() {
         get("estimated_cost=NaN", "invalid_field", "estimated_cost").await;
         get("estimated_cost=", "invalid_field", "estimated_cost").await;
         get("model=a&model=b", "invalid_field", "model").await;
+        get("model=", "invalid_field", "model").await;
         let post = async |body: Value, code: &str, field: &str| {
             let problem = app.post("/v1/enforcement", &body).await.problem(422, code);
             assert_eq!(problem["field"], field, "{body}");
@@ -262,6 +281,11 @@ async fn bad_questions_are_refused_by_the_name_of_the_field() {
         post(json!({"user_id": 5}), "invalid_field", "user_id").await;
         post(json!([{"user_id": "a"}, {"user_id": "b", "estimated_cost": -1}]), "invalid_field", "[1].estimated_cost").await;
         post(json!([{"user_id": "a", "modle": "x"}]), "unknown_field", "[0].modle").await;
+        app.post("/v1/enforcement?estimated_cost=9", json!({"user_id": "a"})).await.problem(422, "unknown_field");
+        assert_eq!(
+            app.post("/v1/enforcement", json!({"user_id": "a", "model": null, "estimated_cost": null})).await.ok()["action"],
+            "ALLOW"
+        );
         for body in ["", "[", "null", "5", "[1]", "[[\"u\"]]", "{\"user_id\":\"a\"} x", "\u{feff}{}"] {
             app.post("/v1/enforcement", body).await.problem(400, "malformed_json");
         }

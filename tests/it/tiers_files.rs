@@ -10,10 +10,11 @@ use spendgate::domain::tiers_file;
 use crate::app::TIERS;
 
 /// File, where (line:column), what is said.
-const FAULTS: [(&str, &str, &str); 21] = [
+const FAULTS: [(&str, &str, &str); 25] = [
     ("anchor", "12:16", "write the value out"),
     ("default_missing", "1:1", "`default_tier` is missing; name the tier of users who pay for nothing"),
     ("default_unknown", "2:15", "`default_tier: fere` is not a tier; use one of free, pro"),
+    ("degrade_in_a_circle", "15:17", "leads from `gpt-4o` back to itself"),
     ("degrade_without_model", "9:3", "`degrade_to` needs a `default`"),
     ("float_trap", "7:23", "`daily: 0.1000000000000000055` has more than nine decimals"),
     ("global_billing", "3:9", "use monthly"),
@@ -28,10 +29,13 @@ const FAULTS: [(&str, &str, &str); 21] = [
     ("price_claimed_twice", "12:25", "price `price_free` is claimed by tier `free` in line 6 already"),
     ("rank_missing", "9:3", "tier `pro` has no `rank`"),
     ("rank_shared", "9:3", "has the rank 0 of tier `free`"),
+    ("second_document", "9:1", "a second document begins here"),
     ("thresholds_descend", "15:17", "thresholds descend: `warn` at 90 % comes after `degrade` at 80 %"),
+    ("thresholds_empty", "5:3", "tier `free` has no `policy`"),
     ("unknown_key", "11:5", "tier `pro` has no key `bugdets`; did you mean `budgets`?"),
+    ("upgrade_url_nowhere", "3:14", "or be /upgrade, the page below PUBLIC_URL"),
     ("upgrade_url_placeholder", "3:14", "{tier}, {to} and {user_id} are filled in"),
-    ("upgrade_url_script", "3:14", "must begin with https://"),
+    ("upgrade_url_script", "3:14", "must begin with https:// or http:// and a host"),
 ];
 
 #[test]

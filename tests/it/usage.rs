@@ -178,6 +178,23 @@ async fn entries_page_without_gap_or_repeat_and_sums_agree_with_them() {
         let by_both = app.get("/v1/users/u/usage?group_by=day,model&from=2026-01-02T00:00:00Z&to=2026-01-03T00:00:00Z").await.ok();
         assert_eq!(by_both["sums"].as_array().unwrap().len(), 2);
         assert_eq!((&by_both["sums"][0]["day"], &by_both["next_cursor"]), (&json!("2026-01-02"), &Value::Null));
+        let (mut rows, mut cursor) = (Vec::new(), String::new());
+        loop {
+            let page = app.get(&format!("/v1/users/u/usage?group_by=day,model&limit=3{cursor}")).await.ok();
+            rows.extend(page["sums"].as_array().unwrap().iter().map(|sum| (sum["day"].to_string(), sum["model"].to_string())));
+            let Some(next) = page["next_cursor"].as_str() else { break };
+            cursor = format!("&cursor={next}");
+        }
+        assert_eq!(rows.len(), 10);
+        assert!(rows.windows(2).all(|pair| pair[1].0 < pair[0].0 || (pair[0].0 == pair[1].0 && pair[0].1 < pair[1].1)), "{rows:?}");
+        for group_by in ["day", "model"] {
+            let all = app.get(&format!("/v1/users/u/usage?group_by={group_by}")).await.ok();
+            let first = app.get(&format!("/v1/users/u/usage?group_by={group_by}&limit=1")).await.ok();
+            let next = format!("/v1/users/u/usage?group_by={group_by}&cursor={}", first["next_cursor"].as_str().unwrap());
+            assert_eq!(app.get(&next).await.ok()["sums"].as_array().unwrap()[..], all["sums"].as_array().unwrap()[1..]);
+        }
+        let problem = app.get("/v1/users/u/usage?from=yesterday").await.problem(422, "invalid_field");
+        assert_eq!(problem["field"], "from");
         let some = app.get("/v1/users/u/usage?from=2026-01-05T00:00:00Z&to=2026-01-05T10:00:00Z").await.ok();
         assert_eq!(some["entries"], json!([]));
     })
@@ -238,8 +255,11 @@ async fn totals_beyond_what_can_be_counted_are_refused_not_wrapped() {
         for number in 0..9 {
             app.spend(&format!("a{number}"), "u", "1000000000").await;
         }
-        let problem = app.post("/v1/usage", record("b", "v", "1000000000")).await.problem(422, "invalid_field");
+        let problem = app.post("/v1/usage", record("b", "u", "1000000000")).await.problem(422, "invalid_field");
         assert_eq!(problem["field"], "cost");
+        app.post("/v1/usage", record("b", "u", "1000000000")).await.problem(422, "invalid_field");
+        // What one user has made of it is no matter to others.
+        app.spend("e", "v", "1000000000").await;
         app.spend("c", "u", "223372036.854775807").await;
         app.post("/v1/usage", record("d", "u", "0.000000001")).await.problem(422, "invalid_field");
         assert_eq!(app.check("u").await["action"], "BLOCK");

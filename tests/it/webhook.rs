@@ -224,6 +224,8 @@ async fn kinds_that_we_do_not_know_are_taken_and_disputes_are_alerts() {
         assert_eq!(odd["state"], "ignored");
         let dispute = app.apply(event("charge.dispute.created", 0, json!({"id": "dp_1", "object": "dispute"}))).await;
         assert_eq!((&dispute["state"], &dispute["alerts"][0]["code"]), (&json!("noted"), &json!("money_returned")));
+        let plan = app.apply(event("plan.updated", 0, json!({"id": "gold plan/monthly", "object": "plan"}))).await;
+        assert_eq!(plan["state"], "noted");
         let nobody = app.apply(updated(1, json!({"id": "sub_1", "object": "subscription", "status": "active"}))).await;
         assert_eq!((&nobody["state"], &nobody["alerts"][0]["code"]), (&json!("unreadable"), &json!("unreadable_event")));
         let unknown = app.apply(updated(1, subscription("cus_u", "a_status_of_2027", "price_pro"))).await;
