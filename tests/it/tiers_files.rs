@@ -31,7 +31,7 @@ const FAULTS: [(&str, &str, &str); 25] = [
     ("rank_shared", "9:3", "has the rank 0 of tier `free`"),
     ("second_document", "9:1", "a second document begins here"),
     ("thresholds_descend", "15:17", "thresholds descend: `warn` at 90 % comes after `degrade` at 80 %"),
-    ("thresholds_empty", "5:3", "tier `free` has no `policy`"),
+    ("thresholds_empty", "4:3", "tier `free` has no `policy`"),
     ("unknown_key", "11:5", "tier `pro` has no key `bugdets`; did you mean `budgets`?"),
     ("upgrade_url_nowhere", "3:14", "or be /upgrade, the page below PUBLIC_URL"),
     ("upgrade_url_placeholder", "3:14", "{tier}, {to} and {user_id} are filled in"),
