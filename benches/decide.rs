@@ -1,16 +1,19 @@
 //! What the pure core costs: a decision, a signature, a step of the ledger.
 #![expect(clippy::unwrap_used, reason = "a bench that cannot be set up has nothing to measure")]
 
+use std::collections::{BTreeSet, HashMap};
 use std::hint::black_box;
 
 use chrono::{DateTime, Utc};
 use criterion::{Criterion, criterion_group, criterion_main};
+use spendgate::domain::book::{Book, SpentByDay};
 use spendgate::domain::catalogue::Policy;
 use spendgate::domain::decide::{Budget, Scope, decide};
-use spendgate::domain::ledger::{Ledger, Usage};
+use spendgate::domain::ledger::{Ledger, Payer};
 use spendgate::domain::money::Money;
+use spendgate::domain::operation::{Consumption, Operation, Usage};
 use spendgate::domain::period::Period;
-use spendgate::domain::user::UserId;
+use spendgate::domain::user::{Profile, UserId};
 use spendgate::stripe::event::Event;
 use spendgate::stripe::signature::{Secret, verify};
 
@@ -36,22 +39,31 @@ fn benches(criterion: &mut Criterion) {
         .bench_function("signature/verify", |bencher| bencher.iter(|| verify(black_box(&header), black_box(body), &secrets, now).is_ok()));
     criterion.bench_function("event/read", |bencher| bencher.iter(|| Event::from_json(black_box(body), now).is_ok()));
 
-    let record = |number: u32| Usage {
-        id: format!("id-{number}"),
-        user_id: UserId::parse(&format!("user-{}", number % 16)).unwrap(),
-        cost: estimate,
-        model: Some("gpt-4o".to_owned()),
-        provider: None,
-        input_tokens: Some(100),
-        output_tokens: Some(20),
-        time: None,
-        metadata: None,
+    let text = include_str!("../tiers.yaml");
+    let catalogue = spendgate::domain::tiers_file::read(text).unwrap();
+    let user = |number: u32| UserId::parse(&format!("user-{}", number % 16)).unwrap();
+    let record = |number: u32| {
+        let consumption =
+            Consumption { cost: Money::parse("0.000001").unwrap(), model: Some("gpt-4o".to_owned()), ..Consumption::default() };
+        Operation::Record(vec![Usage { id: format!("id-{number}"), user_id: user(number), time: None, consumption }])
     };
-    let batch: Vec<Usage> = (0..64).map(record).collect();
-    criterion.bench_function("ledger/step of 64 and its sums", |bencher| {
+    let batch: Vec<Operation> = (0..64).map(record).collect();
+    let book = || Book::new(now, &SpentByDay::new(), Money::ZERO, []);
+    let payers: HashMap<UserId, Payer> =
+        (0..16).map(|number| (user(number), Payer { profile: Profile::default(), exists: true, entries: 0, book: book() })).collect();
+    criterion.bench_function("ledger/64 steps and their sums", |bencher| {
         bencher.iter(|| {
-            let mut ledger = Ledger::default();
-            let done = ledger.step(black_box(&batch), now).is_ok();
+            let mut ledger = Ledger {
+                booked: HashMap::new(),
+                holds: HashMap::new(),
+                payers: payers.clone(),
+                all: book(),
+                days: HashMap::new(),
+                entries: Vec::new(),
+                touched_holds: BTreeSet::new(),
+                corrections: Vec::new(),
+            };
+            let done = batch.iter().filter(|operation| ledger.step(black_box(operation), &catalogue, now).is_ok()).count();
             (done, ledger.sums().len(), ledger.sums_of_all().len())
         });
     });

@@ -7,6 +7,7 @@ mod replay;
 pub mod serve;
 mod status;
 mod table;
+mod verify;
 
 use std::fmt;
 use std::io::Write;
@@ -63,6 +64,8 @@ enum Command {
     CheckConfig,
     /// Show a user's tier, budgets and what a check would answer now.
     Status(status::Args),
+    /// Recompute every counter from the ledger's rows, and say whether they agree (1 where they do not).
+    Verify,
     /// Make, list and revoke API keys.
     #[command(subcommand)]
     Keys(keys::Keys),
@@ -87,6 +90,7 @@ impl Cli {
             Command::Replay(args) => replay::run(args, &machine).await,
             Command::CheckConfig => check_config::run(&machine).map(|()| ExitCode::SUCCESS),
             Command::Status(args) => status::run(args, machine).await,
+            Command::Verify => verify::run(&machine).await,
             Command::Keys(keys) => keys::run(keys, &machine).await.map(|()| ExitCode::SUCCESS),
         };
         done.unwrap_or_else(|error| {

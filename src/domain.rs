@@ -1,10 +1,12 @@
 //! What the business says: values in, values out. Nothing here waits, reads a clock, a file or the environment, or knows
 //! of HTTP, SQL or Stripe's field names.
 
+pub mod book;
 pub mod catalogue;
 pub mod decide;
 pub mod ledger;
 pub mod money;
+pub mod operation;
 pub mod period;
 pub mod subscription;
 pub mod tiers_file;

@@ -2,10 +2,12 @@
 
 pub mod auth;
 mod body;
+mod corrections;
 mod enforcement;
 pub mod error;
 mod events;
 mod health;
+mod holds;
 mod page;
 pub mod serve;
 mod tiers;
@@ -80,6 +82,12 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/users/{user_id}/enforcement", get(enforcement::one))
         .route("/v1/enforcement", post(enforcement::several))
         .route("/v1/usage", post(usage::record))
+        .route("/v1/corrections", post(corrections::create))
+        .route("/v1/holds", get(holds::list).post(holds::create))
+        .route("/v1/holds/{hold_id}", get(holds::show))
+        .route("/v1/holds/{hold_id}/capture", post(holds::capture))
+        .route("/v1/holds/{hold_id}/release", post(holds::release))
+        .route("/v1/holds/{hold_id}/extend", post(holds::extend))
         .route("/v1/users", get(users::list))
         .route("/v1/users/{user_id}", get(users::show).put(users::change))
         .route("/v1/users/{user_id}/usage", get(usage::list))

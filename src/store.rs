@@ -3,9 +3,11 @@
 //! SQLite has one writer, so writes go through one connection and wait for it in order; reads have connections of their own.
 
 pub mod accounts;
+pub mod holds;
 pub mod inbox;
 pub mod keys;
 pub mod ledger;
+pub mod verify;
 
 use std::path::Path;
 use std::time::Duration;
@@ -14,6 +16,8 @@ use chrono::{DateTime, Utc};
 use sqlx::pool::PoolConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{Sqlite, SqliteConnection};
+
+use crate::domain::operation::Fingerprint;
 
 /// The database failed, or refused. Callers cannot mend it, so there is nothing here to match on.
 #[derive(Debug, thiserror::Error)]
@@ -140,6 +144,10 @@ fn from_micros(micros: i64) -> Result<DateTime<Utc>, StoreError> {
 /// What stands in the database cannot have been written by us.
 fn corrupt(what: &str) -> StoreError {
     StoreError(sqlx::Error::Decode(what.into()))
+}
+
+fn fingerprint(bytes: Vec<u8>) -> Result<Fingerprint, StoreError> {
+    Fingerprint::try_from(bytes).map_err(|_| corrupt("a fingerprint has 16 bytes"))
 }
 
 /// A list as the one parameter of a statement, for `json_each`.

@@ -25,7 +25,10 @@ CREATE TABLE customers (
 
 CREATE TABLE usage (
     seq           INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-    id            TEXT    NOT NULL UNIQUE,
+    -- The caller's; a capture's is its hold's.
+    id            TEXT    NOT NULL,
+    -- usage, capture, or correction, whose cost counts downwards.
+    kind          TEXT    NOT NULL,
     user_id       TEXT    NOT NULL,
     cost          INTEGER NOT NULL CHECK (0 <= cost),
     happened_at   INTEGER NOT NULL,
@@ -36,10 +39,33 @@ CREATE TABLE usage (
     output_tokens INTEGER,
     metadata      TEXT,
     -- What makes two bodies under one id the same body.
-    fingerprint   BLOB    NOT NULL
+    fingerprint   BLOB    NOT NULL,
+    UNIQUE (id, kind)
 ) STRICT;
 
 CREATE INDEX usage_by_user ON usage (user_id, happened_at, seq);
+
+-- Cost that was promised to calls. One that has expired ends by the clock, not by a row.
+CREATE TABLE holds (
+    seq             INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    id              TEXT    NOT NULL UNIQUE,
+    user_id         TEXT    NOT NULL,
+    amount          INTEGER NOT NULL CHECK (0 < amount),
+    model           TEXT,
+    created_at      INTEGER NOT NULL,
+    expires_at      INTEGER NOT NULL,
+    fingerprint     BLOB    NOT NULL,
+    -- When it was captured or released.
+    ended_at        INTEGER,
+    -- The actual cost, where it was captured.
+    captured        INTEGER,
+    end_fingerprint BLOB,
+    -- What was answered when it was admitted.
+    answer          TEXT    NOT NULL
+) STRICT;
+
+CREATE INDEX holds_by_user ON holds (user_id, expires_at) WHERE ended_at IS NULL;
+CREATE INDEX holds_open ON holds (expires_at) WHERE ended_at IS NULL;
 
 CREATE TABLE spend_by_day (
     user_id       TEXT    NOT NULL,

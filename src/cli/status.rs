@@ -45,7 +45,7 @@ pub async fn run(args: Args, machine: Machine) -> anyhow::Result<ExitCode> {
 }
 
 fn show(user: &UserId, view: &View<'_>) -> Action {
-    let (standing, profile) = (&view.standing, &view.known.user.profile);
+    let (standing, profile) = (&view.standing, &view.payer.profile);
     let source = match standing.source {
         TierSource::Manual => {
             let manual = profile.manual.as_ref();
@@ -54,13 +54,13 @@ fn show(user: &UserId, view: &View<'_>) -> Action {
         TierSource::Stripe => "paid at Stripe".to_owned(),
         TierSource::Default => "the default".to_owned(),
     };
-    let unknown = if view.known.exists { "" } else { " (nothing is known of this user)" };
+    let unknown = if view.payer.exists { "" } else { " (nothing is known of this user)" };
     say(format_args!("user      {user}{unknown}"));
     say(format_args!("tier      {} ({source})", standing.tier.name));
     let customer = profile.stripe_customer.as_deref().unwrap_or("-");
     let status = standing.grant.status.as_ref().map_or("no subscription", Status::name);
     say(format_args!("stripe    {customer}, {status}"));
-    say(format_args!("lifetime  {} in {} entries", view.known.user.spent, view.known.user.entries));
+    say(format_args!("lifetime  {} in {} entries", view.payer.book.total(), view.payer.entries));
     let mut rows = vec![["SCOPE", "PERIOD", "LIMIT", "SPENT", "USED", "RESETS"].map(str::to_owned).to_vec()];
     for budget in &view.budgets {
         let scope = match budget.scope {

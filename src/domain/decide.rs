@@ -111,6 +111,15 @@ impl Budget {
         Verdict { action, reason, budget: self, estimate }
     }
 
+    /// The largest estimate that this budget does not block.
+    fn most(&self) -> Option<Money> {
+        let block = i128::from(self.thresholds.block?.0);
+        // What is at most the threshold, and whole: rounded down.
+        let room = i128::from(self.limit.nanos()) * block / 10_000 - self.used();
+        let nanos = i64::try_from(room.max(0)).unwrap_or(i64::MAX);
+        Money::from_nanos(nanos)
+    }
+
     /// How `amount` compares to `percent` of the limit, with nothing rounded.
     fn compare(&self, amount: i128, percent: Percent) -> Ordering {
         (amount * 10_000).cmp(&(i128::from(self.limit.nanos()) * i128::from(percent.0)))
@@ -190,6 +199,11 @@ pub fn decide(budgets: &[Budget], estimate: Money) -> Decision {
     };
     let message = message(&verdict, estimate, retry_at);
     Decision { action: verdict.action, reason: verdict.reason, binding, message, retry_at }
+}
+
+/// The largest estimate that would not be answered BLOCK, where a budget bounds it; 0 where nothing is left.
+pub fn most(budgets: &[Budget]) -> Option<Money> {
+    budgets.iter().filter_map(Budget::most).min()
 }
 
 /// Nothing is known, so nothing may be spent.

@@ -154,4 +154,15 @@ proptest! {
         let blocked = decide(&[budget], nanos(estimate)).action == Action::Block;
         prop_assert_eq!(blocked, limit <= spent || limit < spent + estimate);
     }
+
+    #[test]
+    fn the_most_that_fits_does_and_one_nano_dollar_more_does_not(budgets in budgets()) {
+        if let Some(most) = most(&budgets) {
+            let over = Money::from_nanos(most.nanos() + 1).unwrap_or_default();
+            prop_assert_eq!(decide(&budgets, over).action, Action::Block);
+            if most != Money::ZERO {
+                prop_assert!(decide(&budgets, most).action < Action::Block);
+            }
+        }
+    }
 }

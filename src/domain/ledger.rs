@@ -1,172 +1,269 @@
-//! One step of the ledger: what is + what is asked + now → what shall be + the answers. Pure, so that the meter can run it
-//! for many callers inside one transaction.
+//! One step of the ledger: what is + operation + now → what shall be + the answer. Pure, so that the meter can run it for many
+//! callers inside one transaction.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use chrono::{DateTime, TimeDelta, Utc};
-use sha2::{Digest, Sha256};
 
+use super::book::Book;
+use super::catalogue::Catalogue;
+use super::decide::{Action, Budget, Scope, decide, most};
 use super::money::Money;
-use super::user::UserId;
+use super::operation::{
+    Booked, Consumption, Correction, Entry, EntryKind, Hold, HoldAsk, HoldEnd, IfShort, Operation, Outcome, Receipt, Refusal, Sum, Usage,
+};
+use super::user::{Profile, UserId};
 
-/// How far a usage record's own time may lie ahead of our clock: clocks differ.
-pub const AHEAD_MAX: TimeDelta = TimeDelta::minutes(5);
-
-/// One usage record as the caller gave it, checked at the door.
+/// One user, as far as the ledger needs him.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Usage {
-    pub id: String,
-    pub user_id: UserId,
-    pub cost: Money,
-    pub model: Option<String>,
-    pub provider: Option<String>,
-    pub input_tokens: Option<i64>,
-    pub output_tokens: Option<i64>,
-    /// When it happened; `None` is when we booked it.
-    pub time: Option<DateTime<Utc>>,
-    /// The caller's own JSON object, in canonical form.
-    pub metadata: Option<String>,
-}
-
-/// The first 16 bytes of a SHA-256: enough that no two bodies share it by accident or by design.
-pub type Fingerprint = [u8; 16];
-
-impl Usage {
-    /// What makes two bodies under one id the same body. A part's length comes before it, so that no two bodies read alike.
-    pub fn fingerprint(&self) -> Fingerprint {
-        let mut hasher = Sha256::new();
-        let mut part = |part: Option<&[u8]>| match part {
-            Some(bytes) => {
-                hasher.update([1]);
-                hasher.update(bytes.len().to_be_bytes());
-                hasher.update(bytes);
-            }
-            None => hasher.update([0]),
-        };
-        let number = |value: Option<i64>| value.map(i64::to_be_bytes);
-        part(Some(self.user_id.as_str().as_bytes()));
-        part(Some(&self.cost.nanos().to_be_bytes()));
-        part(self.model.as_deref().map(str::as_bytes));
-        part(self.provider.as_deref().map(str::as_bytes));
-        part(number(self.input_tokens).as_ref().map(<[u8; 8]>::as_slice));
-        part(number(self.output_tokens).as_ref().map(<[u8; 8]>::as_slice));
-        part(number(self.time.map(|time| time.timestamp_micros())).as_ref().map(<[u8; 8]>::as_slice));
-        part(self.metadata.as_deref().map(str::as_bytes));
-        let digest = hasher.finalize();
-        let mut fingerprint = Fingerprint::default();
-        fingerprint.copy_from_slice(&digest[..16]);
-        fingerprint
-    }
-}
-
-/// What is remembered of a record that was booked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Booked {
-    pub fingerprint: Fingerprint,
-    pub time: DateTime<Utc>,
-    pub recorded_at: DateTime<Utc>,
-}
-
-/// The answer to one record.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Receipt {
-    pub id: String,
-    pub user_id: UserId,
-    pub cost: Money,
-    pub time: DateTime<Utc>,
-    pub recorded_at: DateTime<Utc>,
-    /// The record had been booked before; this is the first answer again.
-    pub repeated: bool,
-}
-
-/// Why a request was not booked. Nothing of the request was.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    #[error("the id `{id}` was used before with another body")]
-    IdReused { index: usize, id: String },
-    #[error("the total would pass 9223372036.854775807, the most that can be counted")]
-    TotalOutOfRange { index: usize },
-}
-
-/// A row to write.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    pub usage: Usage,
-    pub booked: Booked,
-}
-
-/// What is added to a day's sum of one user and one model.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Sum {
-    pub spent: Money,
+pub struct Payer {
+    pub profile: Profile,
+    /// Whether the store knows him at all.
+    pub exists: bool,
     pub entries: i64,
-    pub input_tokens: i64,
-    pub output_tokens: i64,
+    pub book: Book,
 }
 
-impl Sum {
-    fn add(&mut self, usage: &Usage) {
-        self.spent = self.spent.saturating_add(usage.cost);
-        self.entries += 1;
-        self.input_tokens = self.input_tokens.saturating_add(usage.input_tokens.unwrap_or(0));
-        self.output_tokens = self.output_tokens.saturating_add(usage.output_tokens.unwrap_or(0));
+impl Payer {
+    /// His own budgets at `now`; `None` where the store must be asked.
+    pub fn budgets(&self, catalogue: &Catalogue, now: DateTime<Utc>) -> Option<Vec<Budget>> {
+        let standing = self.profile.standing(catalogue, now);
+        self.book.budgets(Scope::User, &standing.tier.budgets, standing.grant.billing, now)
     }
 }
+
+/// A day's sum of one user and one model (empty where none was named).
+pub type DayOfModel = (UserId, i64, String);
 
 /// What is, as far as a batch needs it, and what shall be: the state between the database before and after.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Ledger {
-    /// The records known under the ids that the batch names.
-    pub booked: HashMap<String, Booked>,
-    /// The lifetime spend of each user that the batch names, where he has any.
-    pub spent: HashMap<UserId, Money>,
+    /// The rows known under the ids that the batch names.
+    pub booked: HashMap<(EntryKind, String), Booked>,
+    /// The holds that the batch names.
+    pub holds: HashMap<String, Hold>,
+    /// Every user that the batch names.
+    pub payers: HashMap<UserId, Payer>,
+    /// All users together.
+    pub all: Book,
+    /// The sums that the batch's corrections would lower, in nano-dollars.
+    pub days: HashMap<DayOfModel, i64>,
     /// What the batch adds, in the order in which it was accepted.
     pub entries: Vec<Entry>,
+    /// Which holds it made or changed.
+    pub touched_holds: BTreeSet<String>,
+    pub corrections: Vec<Correction>,
 }
 
 impl Ledger {
-    /// Books one request, all of it or nothing.
-    pub fn step(&mut self, request: &[Usage], now: DateTime<Utc>) -> Result<Vec<Receipt>, Refusal> {
-        let mut receipts = Vec::with_capacity(request.len());
+    /// Does one operation, all of it or nothing.
+    pub fn step(&mut self, operation: &Operation, catalogue: &Catalogue, now: DateTime<Utc>) -> Result<Outcome, Refusal> {
+        match operation {
+            Operation::Record(usages) => self.record(usages, now).map(Outcome::Recorded),
+            Operation::Hold(ask) => self.hold(ask, catalogue, now),
+            Operation::Capture { hold_id, consumption } => self.capture(hold_id, consumption, now),
+            Operation::Release { hold_id } => self.release(hold_id, now),
+            Operation::Extend { hold_id, ttl } => self.extend(hold_id, *ttl, now),
+            Operation::Correct(correction) => self.correct(correction, now).map(Outcome::Corrected),
+        }
+    }
+
+    fn record(&mut self, usages: &[Usage], now: DateTime<Utc>) -> Result<Vec<Receipt>, Refusal> {
+        let mut receipts = Vec::with_capacity(usages.len());
         let mut fresh: HashMap<&str, Booked> = HashMap::new();
         let mut spent: HashMap<&UserId, Money> = HashMap::new();
         let mut entries = Vec::new();
-        for (index, usage) in request.iter().enumerate() {
-            let fingerprint = usage.fingerprint();
-            let before = self.booked.get(&usage.id).or_else(|| fresh.get(usage.id.as_str())).copied();
+        for (index, usage) in usages.iter().enumerate() {
+            let consumption = &usage.consumption;
+            let fingerprint = consumption.fingerprint(Some(&usage.user_id), usage.time);
+            let before = self.booked.get(&(EntryKind::Usage, usage.id.clone())).or_else(|| fresh.get(usage.id.as_str())).copied();
             let booked = match before {
                 Some(booked) if booked.fingerprint == fingerprint => booked,
                 Some(_) => return Err(Refusal::IdReused { index, id: usage.id.clone() }),
                 None => {
+                    let total = spent.entry(&usage.user_id).or_insert(self.payer(&usage.user_id)?.book.total());
+                    *total = total.checked_add(consumption.cost).ok_or(Refusal::TotalOutOfRange { index })?;
                     let booked = Booked { fingerprint, time: usage.time.unwrap_or(now), recorded_at: now };
-                    let total = spent.entry(&usage.user_id).or_insert_with(|| self.spent.get(&usage.user_id).copied().unwrap_or_default());
-                    *total = total.checked_add(usage.cost).ok_or(Refusal::TotalOutOfRange { index })?;
                     fresh.insert(&usage.id, booked);
-                    entries.push(Entry { usage: usage.clone(), booked });
+                    let (id, user_id, consumption) = (usage.id.clone(), usage.user_id.clone(), consumption.clone());
+                    entries.push(Entry { kind: EntryKind::Usage, id, user_id, consumption, booked });
                     booked
                 }
             };
-            receipts.push(Receipt {
-                id: usage.id.clone(),
-                user_id: usage.user_id.clone(),
-                cost: usage.cost,
-                time: booked.time,
-                recorded_at: booked.recorded_at,
-                repeated: before.is_some(),
-            });
+            receipts.push(receipt(&usage.id, &usage.user_id, consumption.cost, booked, before.is_some()));
         }
-        self.spent.extend(spent.into_iter().map(|(user, total)| (user.clone(), total)));
-        self.booked.extend(fresh.into_iter().map(|(id, booked)| (id.to_owned(), booked)));
-        self.entries.append(&mut entries);
+        for entry in entries {
+            self.book(entry);
+        }
         Ok(receipts)
+    }
+
+    fn hold(&mut self, ask: &HoldAsk, catalogue: &Catalogue, now: DateTime<Utc>) -> Result<Outcome, Refusal> {
+        if let Some(hold) = self.holds.get(&ask.id) {
+            if hold.fingerprint != ask.fingerprint() {
+                return Err(Refusal::IdReused { index: 0, id: ask.id.clone() });
+            }
+            return Ok(Outcome::Held { hold: Box::new(hold.clone()), budgets: Vec::new(), repeated: true });
+        }
+        let budgets = self.budgets(&ask.user_id, catalogue, now)?;
+        let fits = |amount: Money| decide(&budgets, amount).action != Action::Block;
+        let amount = match ask.if_short {
+            _ if fits(ask.estimate) => ask.estimate,
+            IfShort::Reduce => most(&budgets).unwrap_or(ask.estimate),
+            IfShort::Refuse => ask.estimate,
+        };
+        if amount == Money::ZERO || !fits(amount) {
+            return Ok(Outcome::NotHeld { budgets });
+        }
+        let payer = self.payers.get_mut(&ask.user_id).ok_or(Refusal::OutOfDate)?;
+        if !payer.book.can_hold(amount) || (catalogue.global.is_some() && !self.all.can_hold(amount)) {
+            return Err(Refusal::TotalOutOfRange { index: 0 });
+        }
+        let hold = Hold {
+            id: ask.id.as_str().into(),
+            user_id: ask.user_id.clone(),
+            amount,
+            model: ask.model.clone(),
+            created_at: now,
+            expires_at: now + ask.ttl,
+            fingerprint: ask.fingerprint(),
+            end: None,
+            answer: String::new(),
+        };
+        payer.book.hold(&hold.promise());
+        payer.exists = true;
+        self.all.hold(&hold.promise());
+        self.touched_holds.insert(ask.id.clone());
+        self.holds.insert(ask.id.clone(), hold.clone());
+        Ok(Outcome::Held { hold: Box::new(hold), budgets, repeated: false })
+    }
+
+    /// A late capture books the cost all the same: it was spent.
+    fn capture(&mut self, hold_id: &str, consumption: &Consumption, now: DateTime<Utc>) -> Result<Outcome, Refusal> {
+        let hold = self.holds.get(hold_id).ok_or_else(|| Refusal::NoSuchHold(hold_id.to_owned()))?.clone();
+        let fingerprint = consumption.fingerprint(None, None);
+        match hold.end {
+            Some(HoldEnd::Captured { fingerprint: first, .. }) if first == fingerprint => {
+                return Ok(Outcome::Ended { hold: Box::new(hold), repeated: true });
+            }
+            Some(_) => return Err(Refusal::HoldEnded(Box::new(hold))),
+            None => {}
+        }
+        let consumption = Consumption { model: consumption.model.clone().or(hold.model.clone()), ..consumption.clone() };
+        if !self.payer(&hold.user_id)?.book.can_add(consumption.cost) {
+            return Err(Refusal::TotalOutOfRange { index: 0 });
+        }
+        let end = HoldEnd::Captured { cost: consumption.cost, at: now, fingerprint };
+        let hold = self.end_hold(hold, end)?;
+        let booked = Booked { fingerprint, time: now, recorded_at: now };
+        self.book(Entry { kind: EntryKind::Capture, id: hold_id.to_owned(), user_id: hold.user_id.clone(), consumption, booked });
+        Ok(Outcome::Ended { hold: Box::new(hold), repeated: false })
+    }
+
+    fn release(&mut self, hold_id: &str, now: DateTime<Utc>) -> Result<Outcome, Refusal> {
+        let hold = self.holds.get(hold_id).ok_or_else(|| Refusal::NoSuchHold(hold_id.to_owned()))?.clone();
+        match hold.end {
+            Some(HoldEnd::Released { .. }) => Ok(Outcome::Ended { hold: Box::new(hold), repeated: true }),
+            None if hold.is_open(now) => {
+                let hold = self.end_hold(hold, HoldEnd::Released { at: now })?;
+                Ok(Outcome::Ended { hold: Box::new(hold), repeated: false })
+            }
+            None | Some(HoldEnd::Captured { .. }) => Err(Refusal::HoldEnded(Box::new(hold))),
+        }
+    }
+
+    /// A hold is never made shorter.
+    fn extend(&mut self, hold_id: &str, ttl: TimeDelta, now: DateTime<Utc>) -> Result<Outcome, Refusal> {
+        let hold = self.holds.get_mut(hold_id).ok_or_else(|| Refusal::NoSuchHold(hold_id.to_owned()))?;
+        if !hold.is_open(now) {
+            return Err(Refusal::HoldEnded(Box::new(hold.clone())));
+        }
+        let payer = self.payers.get_mut(&hold.user_id).ok_or(Refusal::OutOfDate)?;
+        for book in [&mut payer.book, &mut self.all] {
+            book.end_hold(hold.expires_at, &hold.id);
+        }
+        hold.expires_at = hold.expires_at.max(now + ttl);
+        for book in [&mut payer.book, &mut self.all] {
+            book.hold(&hold.promise());
+        }
+        self.touched_holds.insert(hold_id.to_owned());
+        Ok(Outcome::Extended(Box::new(hold.clone())))
+    }
+
+    fn correct(&mut self, correction: &Correction, now: DateTime<Utc>) -> Result<Receipt, Refusal> {
+        let (consumption, fingerprint) = (correction.consumption(), correction.fingerprint());
+        let key = (EntryKind::Correction, correction.id.clone());
+        if let Some(booked) = self.booked.get(&key) {
+            if booked.fingerprint != fingerprint {
+                return Err(Refusal::IdReused { index: 0, id: correction.id.clone() });
+            }
+            return Ok(receipt(&correction.id, &correction.user_id, correction.amount, *booked, true));
+        }
+        let of = (correction.user_id.clone(), day(correction.time), correction.model.clone().unwrap_or_default());
+        let pending = self.sums().get(&(of.0.clone(), of.1, of.2.as_str())).map_or(0, |sum| sum.spent);
+        let available = self.days.get(&of).copied().unwrap_or(0).saturating_add(pending);
+        if available < correction.amount.nanos() {
+            return Err(Refusal::NotSoMuch { available: Money::from_nanos(available).unwrap_or_default() });
+        }
+        self.payer(&correction.user_id)?;
+        let booked = Booked { fingerprint, time: correction.time, recorded_at: now };
+        let (id, user_id) = (correction.id.clone(), correction.user_id.clone());
+        self.book(Entry { kind: EntryKind::Correction, id, user_id, consumption, booked });
+        self.corrections.push(correction.clone());
+        Ok(receipt(&correction.id, &correction.user_id, correction.amount, booked, false))
+    }
+
+    fn payer(&self, user: &UserId) -> Result<&Payer, Refusal> {
+        self.payers.get(user).ok_or(Refusal::OutOfDate)
+    }
+
+    /// The user's own budgets, then those of all users together.
+    fn budgets(&self, user: &UserId, catalogue: &Catalogue, now: DateTime<Utc>) -> Result<Vec<Budget>, Refusal> {
+        let mut budgets = self.payer(user)?.budgets(catalogue, now).ok_or(Refusal::OutOfDate)?;
+        if let Some(limits) = &catalogue.global {
+            budgets.extend(self.all.budgets(Scope::Global, limits, None, now).ok_or(Refusal::OutOfDate)?);
+        }
+        Ok(budgets)
+    }
+
+    fn end_hold(&mut self, mut hold: Hold, end: HoldEnd) -> Result<Hold, Refusal> {
+        let payer = self.payers.get_mut(&hold.user_id).ok_or(Refusal::OutOfDate)?;
+        payer.book.end_hold(hold.expires_at, &hold.id);
+        self.all.end_hold(hold.expires_at, &hold.id);
+        hold.end = Some(end);
+        self.touched_holds.insert(hold.id.to_string());
+        self.holds.insert(hold.id.to_string(), hold.clone());
+        Ok(hold)
+    }
+
+    /// The caller has seen that it fits.
+    fn book(&mut self, entry: Entry) {
+        let (cost, time) = (entry.consumption.cost, entry.booked.time);
+        if let Some(payer) = self.payers.get_mut(&entry.user_id) {
+            payer.exists = true;
+            payer.entries += 1;
+            for book in [&mut payer.book, &mut self.all] {
+                match entry.kind {
+                    EntryKind::Usage | EntryKind::Capture => book.add(cost, time),
+                    EntryKind::Correction => book.take(cost, time),
+                }
+            }
+        }
+        self.booked.insert((entry.kind, entry.id.clone()), entry.booked);
+        self.entries.push(entry);
+    }
+
+    /// Whether there is anything to write.
+    pub fn is_unchanged(&self) -> bool {
+        self.entries.is_empty() && self.touched_holds.is_empty()
     }
 
     /// What the entries add to each user's sums, by day (days since 1970-01-01 UTC) and model (empty where none was named).
     pub fn sums(&self) -> BTreeMap<(UserId, i64, &str), Sum> {
         let mut sums: BTreeMap<(UserId, i64, &str), Sum> = BTreeMap::new();
-        for Entry { usage, booked } in &self.entries {
-            let key = (usage.user_id.clone(), day(booked.time), usage.model.as_deref().unwrap_or(""));
-            sums.entry(key).or_default().add(usage);
+        for entry in &self.entries {
+            let key = (entry.user_id.clone(), day(entry.booked.time), entry.consumption.model.as_deref().unwrap_or(""));
+            sums.entry(key).or_default().add(entry);
         }
         sums
     }
@@ -174,11 +271,16 @@ impl Ledger {
     /// What the entries add to the sums of all users together, by day.
     pub fn sums_of_all(&self) -> BTreeMap<i64, Sum> {
         let mut sums: BTreeMap<i64, Sum> = BTreeMap::new();
-        for Entry { usage, booked } in &self.entries {
-            sums.entry(day(booked.time)).or_default().add(usage);
+        for entry in &self.entries {
+            sums.entry(day(entry.booked.time)).or_default().add(entry);
         }
         sums
     }
+}
+
+fn receipt(id: &str, user: &UserId, cost: Money, booked: Booked, repeated: bool) -> Receipt {
+    let (id, user_id) = (id.to_owned(), user.clone());
+    Receipt { id, user_id, cost, time: booked.time, recorded_at: booked.recorded_at, repeated }
 }
 
 const SECONDS_PER_DAY: i64 = 86_400;
@@ -189,80 +291,5 @@ pub fn day(at: DateTime<Utc>) -> i64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn usage(id: &str, user: &str, dollars: &str) -> Usage {
-        Usage {
-            id: id.to_owned(),
-            user_id: UserId::parse(user).unwrap_or_else(|error| panic!("{error}")),
-            cost: Money::parse(dollars).unwrap_or_else(|error| panic!("{error}")),
-            model: None,
-            provider: None,
-            input_tokens: None,
-            output_tokens: None,
-            time: None,
-            metadata: None,
-        }
-    }
-
-    fn at(seconds: i64) -> DateTime<Utc> {
-        DateTime::from_timestamp(seconds, 0).unwrap_or_default()
-    }
-
-    #[test]
-    fn a_repeat_is_answered_like_the_first_and_books_nothing() {
-        let mut ledger = Ledger::default();
-        let first = ledger.step(&[usage("a", "u", "1")], at(100)).unwrap_or_default();
-        let again = ledger.step(&[usage("a", "u", "1.00")], at(200)).unwrap_or_default();
-        assert_eq!(ledger.entries.len(), 1);
-        assert_eq!((first[0].repeated, again[0].repeated), (false, true));
-        assert_eq!((first[0].time, first[0].recorded_at), (again[0].time, again[0].recorded_at));
-    }
-
-    #[test]
-    fn a_request_is_booked_whole_or_not_at_all() {
-        let mut ledger = Ledger::default();
-        assert!(ledger.step(&[usage("a", "u", "1")], at(100)).is_ok());
-        let refused = ledger.step(&[usage("b", "u", "1"), usage("a", "u", "2")], at(200));
-        assert_eq!(refused, Err(Refusal::IdReused { index: 1, id: "a".to_owned() }));
-        assert_eq!(ledger.entries.len(), 1);
-        assert!(!ledger.booked.contains_key("b"));
-        let within = ledger.step(&[usage("c", "u", "1"), usage("c", "u", "1"), usage("c", "v", "1")], at(300));
-        assert_eq!(within, Err(Refusal::IdReused { index: 2, id: "c".to_owned() }));
-    }
-
-    #[test]
-    fn a_total_that_cannot_be_counted_is_refused() {
-        let mut ledger = Ledger::default();
-        for number in 0..9 {
-            assert!(ledger.step(&[usage(&format!("a{number}"), "u", "1000000000")], at(100)).is_ok());
-        }
-        let refused = ledger.step(&[usage("b", "v", "0.1"), usage("c", "u", "1000000000")], at(100));
-        assert_eq!(refused, Err(Refusal::TotalOutOfRange { index: 1 }));
-        // What one user has made of it is no matter to others.
-        assert!(ledger.step(&[usage("e", "w", "1000000000")], at(100)).is_ok());
-        assert_eq!(ledger.sums_of_all().values().map(|sum| sum.spent.nanos()).collect::<Vec<_>>(), [i64::MAX]);
-        assert!(ledger.step(&[usage("d", "u", "0.1")], at(100)).is_ok());
-    }
-
-    #[test]
-    fn every_part_of_a_body_is_in_its_fingerprint() {
-        let plain = usage("a", "u", "1");
-        let others = [
-            Usage { user_id: usage("a", "v", "1").user_id, ..plain.clone() },
-            usage("a", "u", "1.000000001"),
-            Usage { model: Some("m".to_owned()), ..plain.clone() },
-            Usage { provider: Some("m".to_owned()), ..plain.clone() },
-            Usage { input_tokens: Some(1), ..plain.clone() },
-            Usage { output_tokens: Some(1), ..plain.clone() },
-            Usage { time: Some(at(1)), ..plain.clone() },
-            Usage { metadata: Some("{}".to_owned()), ..plain.clone() },
-        ];
-        let mut seen = vec![plain.fingerprint()];
-        for other in others {
-            assert!(!seen.contains(&other.fingerprint()), "{other:?}");
-            seen.push(other.fingerprint());
-        }
-    }
-}
+#[path = "ledger_tests.rs"]
+mod tests;

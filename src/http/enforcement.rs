@@ -12,9 +12,12 @@ use serde::{Deserialize, Serialize};
 use super::App;
 use super::auth::{Scope, require};
 use super::body::{self, Name, NoParams, OneOrMany, Params, UserPath};
+use super::error::ErrorCode;
 use super::error::Problem;
+use super::holds::{self, Short, Ttl};
 use super::view::{Ask, DecisionView};
 use crate::domain::money::Money;
+use crate::domain::operation::HoldAsk;
 use crate::domain::user::UserId;
 use crate::store::StoreError;
 
@@ -53,17 +56,36 @@ struct Question {
     user_id: UserId,
     model: Option<Name>,
     estimated_cost: Option<Money>,
+    /// Decide and reserve in one step; then `id` and `estimated_cost` are needed.
+    #[serde(default)]
+    hold: bool,
+    id: Option<Name>,
+    ttl_seconds: Option<Ttl>,
+    if_short: Option<Short>,
+}
+
+/// A question that makes sense.
+enum Asked {
+    Check(UserId, Ask),
+    Reserve(HoldAsk),
 }
 
 impl Question {
-    fn into_parts(self) -> (UserId, Ask) {
-        (self.user_id, Ask { model: self.model.map(|name| name.0), estimate: self.estimated_cost.unwrap_or_default() })
+    /// `prefix` names its place in a list.
+    fn check(self, prefix: &str) -> Result<Asked, Problem> {
+        let estimate = self.estimated_cost.unwrap_or_default();
+        if self.hold {
+            let missing = || Problem::field(ErrorCode::MissingField, &format!("{prefix}id"), "is missing; a hold needs an id of yours");
+            let id = self.id.ok_or_else(missing)?;
+            let (ttl, if_short) = (self.ttl_seconds.unwrap_or_default(), self.if_short.unwrap_or_default());
+            return holds::hold_ask(id, self.user_id, estimate, self.model, ttl, if_short).map(Asked::Reserve);
+        }
+        let given = [("id", self.id.is_some()), ("ttl_seconds", self.ttl_seconds.is_some()), ("if_short", self.if_short.is_some())];
+        match given.into_iter().find(|(_, given)| *given) {
+            Some((name, _)) => Err(Problem::invalid(&format!("{prefix}{name}"), "goes with `\"hold\": true`")),
+            None => Ok(Asked::Check(self.user_id, Ask { model: self.model.map(|name| name.0), estimate })),
+        }
     }
-}
-
-#[derive(Debug, Serialize)]
-struct Several<'c> {
-    results: Vec<DecisionView<'c>>,
 }
 
 /// `POST /v1/enforcement`: one question, or a list of them.
@@ -75,30 +97,67 @@ pub async fn several(
 ) -> Result<Response, Problem> {
     require(&app, &headers, Scope::Check).await?;
     let body = body::read(body, BODY_BYTES_MAX).await?;
-    match OneOrMany::<Question>::read(&body, MANY_MAX)? {
-        OneOrMany::One(question) => {
-            let (user, ask) = question.into_parts();
-            Ok(answer(&app, user, ask).await)
+    let (questions, is_list) = OneOrMany::<Question>::read(&body, MANY_MAX)?.into_parts();
+    let prefix = |index: usize| if is_list { format!("[{index}].") } else { String::new() };
+    let asked = questions.into_iter().enumerate().map(|(index, question)| question.check(&prefix(index)));
+    let mut asked = asked.collect::<Result<Vec<Asked>, _>>()?;
+    if asked.iter().any(|asked| matches!(asked, Asked::Reserve(_))) {
+        require(&app, &headers, Scope::Write).await?;
+    }
+    match if is_list { None } else { asked.pop() } {
+        Some(Asked::Check(user, ask)) => Ok(answer(&app, user, ask).await),
+        Some(Asked::Reserve(ask)) => {
+            let answer = holds::reserve(&app, ask).await.map_err(|error| Problem::from_write(error, false))?;
+            Ok(holds::json_text(answer))
         }
-        OneOrMany::Many(questions) => {
-            let (users, asks): (Vec<_>, Vec<_>) = questions.into_iter().map(Question::into_parts).unzip();
-            match app.meter.views(&users, app.now()).await {
-                Ok(views) => {
-                    let results = users.iter().zip(&views).zip(asks).map(|((user, view), ask)| DecisionView::of(&app, user, view, ask));
-                    Ok(respond(Several { results: results.collect() }, app.meter.is_writable()))
-                }
-                Err(error) => {
-                    let results = users.iter().zip(asks).map(|(user, ask)| DecisionView::unknown(&app, user, ask));
-                    Ok(respond(unreadable(&error, Several { results: results.collect() }), false))
-                }
+        None => Ok(answers(&app, asked).await),
+    }
+}
+
+/// Answers in the order asked. Reservations are each their own: one that is refused by an error has the error in its place.
+async fn answers(app: &Arc<App>, asked: Vec<Asked>) -> Response {
+    let users: Vec<UserId> = asked
+        .iter()
+        .filter_map(|asked| match asked {
+            Asked::Check(user, _) => Some(user.clone()),
+            Asked::Reserve(_) => None,
+        })
+        .collect();
+    let views = app.meter.views(&users, app.now()).await;
+    let readable = views.is_ok();
+    let views = views.map_err(|error| unreadable(&error, ())).unwrap_or_default();
+    let mut views = views.iter();
+    let results = asked.into_iter().map(|asked| {
+        let checked = match asked {
+            Asked::Check(user, ask) => Ok(json(&match views.next() {
+                Some(view) => DecisionView::of_view(app, &user, view, ask),
+                None => DecisionView::unknown(app, &user, ask),
+            })),
+            Asked::Reserve(ask) => Err(ask),
+        };
+        async move {
+            match checked {
+                Ok(text) => text,
+                Err(ask) => match holds::reserve(app, ask).await {
+                    Ok(text) => text,
+                    Err(error) => json(&Problem::from_write(error, false)),
+                },
             }
         }
-    }
+    });
+    // Polled in their order, so that earlier ones are reserved first.
+    let results = futures_util::future::join_all(results).await;
+    let response = holds::json_text(format!("{{\"results\":[{}]}}", results.join(",")));
+    with_retry(response, readable && app.meter.is_writable())
+}
+
+fn json(answer: &impl Serialize) -> String {
+    serde_json::to_string(answer).unwrap_or_default()
 }
 
 async fn answer(app: &App, user: UserId, ask: Ask) -> Response {
     match app.meter.view(&user, app.now()).await {
-        Ok(view) => respond(DecisionView::of(app, &user, &view, ask), app.meter.is_writable()),
+        Ok(view) => respond(DecisionView::of_view(app, &user, &view, ask), app.meter.is_writable()),
         Err(error) => respond(unreadable(&error, DecisionView::unknown(app, &user, ask)), false),
     }
 }
@@ -110,7 +169,10 @@ fn unreadable<T>(error: &StoreError, answer: T) -> T {
 
 /// While the store is away, an answer says when to ask again.
 fn respond(answer: impl Serialize, store_answers: bool) -> Response {
-    let mut response = Json(answer).into_response();
+    with_retry(Json(answer).into_response(), store_answers)
+}
+
+fn with_retry(mut response: Response, store_answers: bool) -> Response {
     if !store_answers {
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECONDS));
     }

@@ -5,7 +5,8 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use tracing::error;
 
-use crate::domain::ledger::Refusal;
+use crate::domain::operation::{Hold, HoldEnd, Refusal};
+use crate::domain::period::rfc3339;
 use crate::meter::WriteError;
 use crate::store::StoreError;
 
@@ -28,6 +29,8 @@ pub enum ErrorCode {
     BodyTimeout,
     BodyTooLarge,
     IdReused,
+    HoldNotFound,
+    HoldEnded,
     CustomerBound,
     SignatureMissing,
     SignatureInvalid,
@@ -46,10 +49,10 @@ impl ErrorCode {
             }
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::ForbiddenScope => StatusCode::FORBIDDEN,
-            Self::NotFound | Self::EventNotFound => StatusCode::NOT_FOUND,
+            Self::NotFound | Self::EventNotFound | Self::HoldNotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
-            Self::IdReused | Self::CustomerBound => StatusCode::CONFLICT,
+            Self::IdReused | Self::HoldEnded | Self::CustomerBound => StatusCode::CONFLICT,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::MissingField | Self::UnknownField | Self::InvalidField => StatusCode::UNPROCESSABLE_ENTITY,
             Self::WebhookNotConfigured | Self::Busy | Self::StoreUnavailable => StatusCode::SERVICE_UNAVAILABLE,
@@ -69,6 +72,8 @@ impl ErrorCode {
             Self::MethodNotAllowed => "The path does not take this method",
             Self::BodyTimeout => "The body did not arrive in time",
             Self::BodyTooLarge => "The body is too large",
+            Self::HoldNotFound => "There is no such hold",
+            Self::HoldEnded => "The hold has ended",
             Self::IdReused => "The id was used before with another body",
             Self::CustomerBound => "The Stripe customer is bound to another user",
             Self::SignatureMissing => "The delivery is not signed",
@@ -118,10 +123,18 @@ impl Problem {
                 let detail = format!("{refusal}; nothing of this request was booked");
                 Self { field: field(index, "cost"), ..Self::new(ErrorCode::InvalidField, detail) }
             }
+            WriteError::Refused(Refusal::NoSuchHold(id)) => {
+                Self::new(ErrorCode::HoldNotFound, format!("no hold `{id}` was admitted; GET /v1/holds lists them"))
+            }
+            WriteError::Refused(Refusal::HoldEnded(hold)) => Self::new(ErrorCode::HoldEnded, ended(&hold)),
+            WriteError::Refused(Refusal::NotSoMuch { available }) => {
+                Self::invalid("amount", format!("is more than the {available} that is booked on that day for that model"))
+            }
             WriteError::Busy => {
                 Self::new(ErrorCode::Busy, "more writes are waiting than can be done soon; nothing of this request was booked")
             }
-            WriteError::Unconfirmed => {
+            // Out of date is never an answer: the writer loads what is of this moment.
+            WriteError::Unconfirmed | WriteError::Refused(Refusal::OutOfDate) => {
                 Self::new(ErrorCode::StoreUnavailable, "the database did not confirm; ask again with the same id, which counts once")
             }
         }
@@ -129,6 +142,14 @@ impl Problem {
 
     pub fn invalid(field: &str, why: impl std::fmt::Display) -> Self {
         Self::field(ErrorCode::InvalidField, field, why)
+    }
+}
+
+fn ended(hold: &Hold) -> String {
+    match hold.end {
+        Some(HoldEnd::Captured { cost, at, .. }) => format!("hold `{}` was captured at {} with {cost}", hold.id, rfc3339(at)),
+        Some(HoldEnd::Released { at }) => format!("hold `{}` was released at {}", hold.id, rfc3339(at)),
+        None => format!("hold `{}` expired at {}; what was spent can still be captured", hold.id, rfc3339(hold.expires_at)),
     }
 }
 

@@ -18,8 +18,8 @@ use super::body::{self, Name, NoParams, OneOrMany, Params, Time, UserPath};
 use super::error::Problem;
 use super::view::Moment;
 use super::{App, page};
-use crate::domain::ledger::{AHEAD_MAX, Receipt, Usage};
 use crate::domain::money::Money;
+use crate::domain::operation::{AHEAD_MAX, Consumption, EntryKind, Receipt, Usage};
 use crate::domain::user::UserId;
 use crate::store::ledger::{self, GroupBy, StoredEntry, StoredSum, Stretch, SumPlace};
 
@@ -35,7 +35,7 @@ const TOKENS_MAX: i64 = 1_000_000_000;
 
 #[derive(Debug, Deserialize)]
 #[serde(try_from = "i64")]
-struct Tokens(i64);
+pub struct Tokens(pub i64);
 
 impl TryFrom<i64> for Tokens {
     type Error = String;
@@ -43,6 +43,20 @@ impl TryFrom<i64> for Tokens {
     fn try_from(tokens: i64) -> Result<Self, String> {
         let good = (0..=TOKENS_MAX).contains(&tokens);
         if good { Ok(Self(tokens)) } else { Err(format!("is out of range; a number of tokens is 0 to {TOKENS_MAX}")) }
+    }
+}
+
+/// The caller's own JSON object as text. Its keys are sorted, so that the same object is the same text.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "Map<String, Value>")]
+pub struct Metadata(pub String);
+
+impl TryFrom<Map<String, Value>> for Metadata {
+    type Error = String;
+
+    fn try_from(map: Map<String, Value>) -> Result<Self, String> {
+        let text = Value::from_iter(map.into_iter().collect::<BTreeMap<_, _>>()).to_string();
+        if METADATA_BYTES_MAX < text.len() { Err(format!("has more than {METADATA_BYTES_MAX} bytes")) } else { Ok(Self(text)) }
     }
 }
 
@@ -57,7 +71,7 @@ struct Record {
     input_tokens: Option<Tokens>,
     output_tokens: Option<Tokens>,
     time: Option<Time>,
-    metadata: Option<Map<String, Value>>,
+    metadata: Option<Metadata>,
 }
 
 impl Record {
@@ -65,21 +79,18 @@ impl Record {
         if self.time.is_some_and(|time| now + AHEAD_MAX < time.0) {
             return Err(("time", format!("lies more than {} s ahead of this service's clock", AHEAD_MAX.num_seconds())));
         }
-        // Keys are sorted, so that the same object is the same text.
-        let metadata = self.metadata.map(|map| Value::from_iter(map.into_iter().collect::<BTreeMap<_, _>>()).to_string());
-        if metadata.as_ref().is_some_and(|text| METADATA_BYTES_MAX < text.len()) {
-            return Err(("metadata", format!("has more than {METADATA_BYTES_MAX} bytes")));
-        }
         Ok(Usage {
             id: self.id.0,
             user_id: self.user_id,
-            cost: self.cost,
-            model: self.model.map(|name| name.0),
-            provider: self.provider.map(|name| name.0),
-            input_tokens: self.input_tokens.map(|tokens| tokens.0),
-            output_tokens: self.output_tokens.map(|tokens| tokens.0),
             time: self.time.map(|time| time.0),
-            metadata,
+            consumption: Consumption {
+                cost: self.cost,
+                model: self.model.map(|name| name.0),
+                provider: self.provider.map(|name| name.0),
+                input_tokens: self.input_tokens.map(|tokens| tokens.0),
+                output_tokens: self.output_tokens.map(|tokens| tokens.0),
+                metadata: self.metadata.map(|metadata| metadata.0),
+            },
         })
     }
 }
@@ -149,6 +160,7 @@ pub struct ListQuery {
 #[derive(Debug, Serialize)]
 struct EntryView {
     id: String,
+    kind: &'static str,
     cost: Money,
     time: Moment,
     recorded_at: Moment,
@@ -163,6 +175,11 @@ impl From<StoredEntry> for EntryView {
     fn from(entry: StoredEntry) -> Self {
         Self {
             id: entry.id,
+            kind: match entry.kind {
+                EntryKind::Usage => "usage",
+                EntryKind::Capture => "capture",
+                EntryKind::Correction => "correction",
+            },
             cost: entry.cost,
             time: Moment(entry.time),
             recorded_at: Moment(entry.recorded_at),
@@ -199,7 +216,7 @@ impl From<StoredSum> for SumView {
         Self {
             day: stored.day.and_then(date).map(|date| date.date_naive().to_string()),
             model: stored.model.map(|model| Some(model).filter(|model| !model.is_empty())),
-            spent: stored.sum.spent,
+            spent: Money::from_nanos(stored.sum.spent).unwrap_or_default(),
             entries: stored.sum.entries,
             input_tokens: stored.sum.input_tokens,
             output_tokens: stored.sum.output_tokens,

@@ -61,11 +61,11 @@ struct UserView<'c> {
 
 impl<'c> UserView<'c> {
     fn of(user: &UserId, view: &View<'c>) -> Self {
-        let (standing, profile) = (&view.standing, &view.known.user.profile);
+        let (standing, profile) = (&view.standing, &view.payer.profile);
         let manual = profile.manual.as_ref().filter(|_| standing.source == TierSource::Manual);
         Self {
             user_id: user.clone(),
-            known: view.known.exists,
+            known: view.payer.exists,
             tier: &standing.tier.name,
             tier_source: SourceView {
                 source: standing.source,
@@ -78,7 +78,7 @@ impl<'c> UserView<'c> {
             grace_ends_at: standing.grant.grace_ends_at.map(Moment),
             action: decide(&view.budgets, Money::ZERO).action,
             budgets: view.budgets.iter().map(BudgetView::from).collect(),
-            lifetime: Lifetime { spent: view.known.user.spent, entries: view.known.user.entries },
+            lifetime: Lifetime { spent: view.payer.book.total(), entries: view.payer.entries },
         }
     }
 }

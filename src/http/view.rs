@@ -118,10 +118,14 @@ pub struct Ask {
 }
 
 impl<'c> DecisionView<'c> {
-    pub fn of(app: &'c App, user: &UserId, view: &View<'c>, ask: Ask) -> Self {
-        let hard = view.budgets.iter().any(|budget| budget.thresholds.block.is_some());
-        let decision = if hard && !app.meter.is_writable() { store_unavailable() } else { decide(&view.budgets, ask.estimate) };
-        let tier = view.standing.tier;
+    pub fn of_view(app: &'c App, user: &UserId, view: &View<'c>, ask: Ask) -> Self {
+        Self::of(app, user, &view.standing, &view.budgets, ask)
+    }
+
+    pub fn of(app: &'c App, user: &UserId, standing: &Standing<'c>, budgets: &[Budget], ask: Ask) -> Self {
+        let hard = budgets.iter().any(|budget| budget.thresholds.block.is_some());
+        let decision = if hard && !app.meter.is_writable() { store_unavailable() } else { decide(budgets, ask.estimate) };
+        let tier = standing.tier;
         let more = More::of(app, user, tier, &decision);
         let model = match decision.action {
             Action::Degrade => tier.fallbacks.instead_of(ask.model.as_deref()).map(str::to_owned),
@@ -134,13 +138,13 @@ impl<'c> DecisionView<'c> {
             reason: decision.reason,
             binding: decision.binding.map(|(scope, period)| Binding { scope, period }),
             message: decision.message,
-            budgets: view.budgets.iter().map(BudgetView::from).collect(),
+            budgets: budgets.iter().map(BudgetView::from).collect(),
             model,
             retry_at: decision.retry_at.map(Moment),
             upgrade_url: more.url,
             upgrade: more.upgrade,
             contact_url: more.contact_url,
-            subscription: SubscriptionView::from(&view.standing),
+            subscription: SubscriptionView::from(standing),
         }
     }
 

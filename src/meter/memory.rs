@@ -94,12 +94,19 @@ impl<K: Clone + Eq + Hash, V: Clone> Memory<K, V> {
         Loading { memory: self, keys: keys.into_iter().map(begin).collect() }
     }
 
-    /// To be called before a commit that changes the keys.
+    /// To be called before what a commit changes is read.
     pub fn begin_commit(&self, keys: Vec<K>) -> Committing<'_, K, V> {
-        for key in &keys {
-            self.shard(key).busy.entry(key.clone()).or_default().commits += 1;
-        }
-        Committing { memory: self, keys, published: false }
+        let begin = |key: K| {
+            let mut shard = self.shard(&key);
+            let busy = shard.busy.entry(key.clone()).or_default();
+            busy.commits += 1;
+            let changes = busy.changes;
+            drop(shard);
+            (key, changes)
+        };
+        // A key that is given twice is one.
+        let keys: HashSet<K> = keys.into_iter().collect();
+        Committing { memory: self, keys: keys.into_iter().map(begin).collect(), settled: false }
     }
 
     fn shard(&self, key: &K) -> MutexGuard<'_, Shard<K, V>> {
@@ -165,36 +172,46 @@ impl<K: Clone + Eq + Hash, V: Clone> Drop for Loading<'_, K, V> {
     }
 }
 
-/// A commit under way. Dropped without [`Committing::publish`] its outcome is unknown, and its keys are forgotten.
+/// A commit under way. Dropped before it is settled its outcome is unknown, and its keys are forgotten.
 #[derive(Debug)]
 pub struct Committing<'a, K: Clone + Eq + Hash, V: Clone> {
     memory: &'a Memory<K, V>,
-    keys: Vec<K>,
-    published: bool,
+    /// Each with the number of its changes when the commit began.
+    keys: HashMap<K, u64>,
+    settled: bool,
 }
 
 impl<K: Clone + Eq + Hash, V: Clone> Committing<'_, K, V> {
-    /// Shows readers what was committed: `change` is applied to those of the keys that memory holds.
-    pub fn publish(mut self, change: impl Fn(&K, &mut V)) {
-        for key in &self.keys {
-            let mut shard = self.memory.shard(key);
-            if let Some(busy) = shard.busy.get_mut(key) {
-                busy.changes += 1;
-            }
-            let Shard { young, old, .. } = &mut *shard;
-            if let Some(value) = young.get_mut(key).or_else(|| old.get_mut(key)) {
-                change(key, Arc::make_mut(value));
+    /// Shows readers what was committed. A key that was changed from elsewhere meanwhile is forgotten instead: what the commit
+    /// knew of it may be old.
+    pub fn publish(mut self, values: impl IntoIterator<Item = (K, Arc<V>)>) {
+        for (key, value) in values {
+            let Some(before) = self.keys.get(&key) else { continue };
+            let mut shard = self.memory.shard(&key);
+            let Some(busy) = shard.busy.get_mut(&key) else { continue };
+            let alone = busy.changes == *before && busy.commits == 1;
+            busy.changes += 1;
+            if alone {
+                shard.old.remove(&key);
+                shard.insert(key, value, self.memory.generation_max);
+            } else {
+                shard.forget(&key);
             }
         }
-        self.published = true;
+        self.settled = true;
+    }
+
+    /// Nothing was changed after all.
+    pub fn nothing(mut self) {
+        self.settled = true;
     }
 }
 
 impl<K: Clone + Eq + Hash, V: Clone> Drop for Committing<'_, K, V> {
     fn drop(&mut self) {
-        for key in &self.keys {
+        for key in self.keys.keys() {
             let mut shard = self.memory.shard(key);
-            if !self.published {
+            if !self.settled {
                 shard.forget(key);
             }
             shard.end(key, |busy| busy.commits = busy.commits.saturating_sub(1));
@@ -217,22 +234,23 @@ mod tests {
         assert_eq!(held(&memory), Some(1));
         let committing = memory.begin_commit(vec!["u"]);
         assert_eq!(held(&memory), Some(1), "nothing shows before the commit");
-        committing.publish(|_, value| *value += 1);
+        committing.publish([("u", Arc::new(2))]);
+        assert_eq!(held(&memory), Some(2));
+        memory.begin_commit(vec!["u"]).nothing();
         assert_eq!(held(&memory), Some(2));
     }
 
     #[test]
     fn what_is_loaded_beside_a_change_is_not_kept() {
-        // The load may have seen the commit already; to publish on top of it would count twice.
+        // The load may have seen the commit or not.
         let memory = Memory::default();
         let committing = memory.begin_commit(vec!["u"]);
         memory.begin_load(vec!["u"]).keep(&"u", &Arc::new(1));
         assert_eq!(held(&memory), None);
-        // And it may not have seen it.
         let loading = memory.begin_load(vec!["u"]);
-        committing.publish(|_, value| *value += 1);
+        committing.publish([("u", Arc::new(2))]);
         loading.keep(&"u", &Arc::new(0));
-        assert_eq!(held(&memory), None);
+        assert_eq!(held(&memory), Some(2));
         drop(loading);
         let loading = memory.begin_load(vec!["u"]);
         memory.forget(&"u");
@@ -244,10 +262,20 @@ mod tests {
     }
 
     #[test]
+    fn what_was_changed_beside_a_commit_is_read_again() {
+        let memory = Memory::default();
+        memory.begin_load(vec!["u"]).keep(&"u", &Arc::new(1));
+        let committing = memory.begin_commit(vec!["u"]);
+        memory.forget(&"u");
+        committing.publish([("u", Arc::new(2))]);
+        assert_eq!(held(&memory), None);
+    }
+
+    #[test]
     fn a_key_that_is_always_being_loaded_is_kept_all_the_same() {
         let memory = Memory::default();
         let first = memory.begin_load(vec!["u"]);
-        memory.begin_commit(vec!["u"]).publish(|_, value: &mut i64| *value += 1);
+        memory.forget(&"u");
         // The second load begins after the change, so the change is in what it read.
         let second = memory.begin_load(vec!["u"]);
         first.keep(&"u", &Arc::new(0));

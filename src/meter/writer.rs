@@ -1,28 +1,37 @@
 //! The one task that writes the ledger.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use serde_json::json;
 use tokio::sync::mpsc;
 use tracing::{error, info};
 
-use super::{Clock, Global, Known, Request, WriteError};
-use crate::domain::ledger::{Entry, Ledger, Receipt, Refusal};
+use super::{Clock, Present, Reply, Request, WriteError, load};
+use crate::domain::book::{Book, SpentByDay};
+use crate::domain::catalogue::Catalogue;
+use crate::domain::decide::{Budget, Scope};
+use crate::domain::ledger::{DayOfModel, Ledger, Payer, day};
+use crate::domain::money::Money;
+use crate::domain::operation::{Hold, Operation, Outcome};
 use crate::domain::user::UserId;
 use crate::meter::memory::Memory;
-use crate::store::{Store, StoreError, ledger};
+use crate::store::accounts::Audit;
+use crate::store::{Connection, Store, StoreError, accounts, holds, ledger};
 
 /// Records in one commit; more only lengthens the slowest answer.
 const BATCH_MAX: usize = 4096;
+/// How often a store that did not confirm is tried again while nobody writes.
+const PROBE_EVERY: Duration = Duration::from_millis(500);
 
 /// What readers see of the ledger.
 #[derive(Clone, Debug, Default)]
 pub struct Shown {
-    pub users: Arc<Memory<UserId, Known>>,
-    pub global: Arc<Memory<(), Global>>,
+    pub users: Arc<Memory<UserId, Payer>>,
+    pub all: Arc<Memory<(), Book>>,
     pub health: Arc<Health>,
 }
 
@@ -44,39 +53,55 @@ impl Health {
     }
 }
 
-/// How often a store that did not confirm is tried again while nobody writes.
-const PROBE_EVERY: Duration = Duration::from_millis(500);
+/// What the writer works with.
+pub struct Writer {
+    pub store: Store,
+    pub catalogue: Arc<Catalogue>,
+    pub shown: Shown,
+    pub clock: Clock,
+}
 
-/// Takes what is waiting, writes it in one commit, shows it to readers, answers every caller; until nobody can ask any more.
-pub async fn run(store: Store, shown: Shown, mut waiting: mpsc::Receiver<Request>, clock: Clock) {
-    loop {
-        let first = match tokio::time::timeout(PROBE_EVERY, waiting.recv()).await {
-            Ok(Some(first)) => first,
-            Ok(None) => return,
-            Err(_) => {
-                if !shown.health.is_writable() {
-                    shown.health.set(store.probe(clock()).await.is_ok());
+impl Writer {
+    /// Takes what is waiting, writes it in one commit, shows it to readers, answers every caller; until nobody can ask any more.
+    pub async fn run(self, mut waiting: mpsc::Receiver<Request>) {
+        loop {
+            let first = match tokio::time::timeout(PROBE_EVERY, waiting.recv()).await {
+                Ok(Some(first)) => first,
+                Ok(None) => return,
+                Err(_) => {
+                    self.probe().await;
+                    continue;
                 }
-                continue;
+            };
+            let mut records = size(&first.operation);
+            let mut batch = vec![first];
+            while records < BATCH_MAX {
+                let Ok(request) = waiting.try_recv() else { break };
+                records += size(&request.operation);
+                batch.push(request);
             }
-        };
-        let mut records = first.usages.len();
-        let mut batch = vec![first];
-        while records < BATCH_MAX {
-            let Ok(request) = waiting.try_recv() else { break };
-            records += request.usages.len();
-            batch.push(request);
+            self.answer(batch).await;
         }
-        match write(&store, &shown, &batch, clock()).await {
-            Ok(results) => {
-                shown.health.set(true);
-                for (request, result) in batch.into_iter().zip(results) {
+    }
+
+    /// While the store does not confirm, callers are told not to spend, so that nobody would write and find out that it is back.
+    async fn probe(&self) {
+        if !self.shown.health.is_writable() {
+            self.shown.health.set(self.store.probe((self.clock)()).await.is_ok());
+        }
+    }
+
+    async fn answer(&self, batch: Vec<Request>) {
+        match self.write(&batch, (self.clock)()).await {
+            Ok(replies) => {
+                self.shown.health.set(true);
+                for (request, reply) in batch.into_iter().zip(replies) {
                     // A caller that went away has no use for the answer.
-                    let _ = request.answer.send(result.map_err(WriteError::Refused));
+                    let _ = request.answer.send(reply);
                 }
             }
             Err(error) => {
-                shown.health.set(false);
+                self.shown.health.set(false);
                 error!(%error, requests = batch.len(), "a batch of {} requests was not confirmed: {error}", batch.len());
                 for request in batch {
                     let _ = request.answer.send(Err(WriteError::Unconfirmed));
@@ -84,43 +109,173 @@ pub async fn run(store: Store, shown: Shown, mut waiting: mpsc::Receiver<Request
             }
         }
     }
-}
 
-type Answers = Vec<Result<Vec<Receipt>, Refusal>>;
-
-async fn write(store: &Store, shown: &Shown, batch: &[Request], now: DateTime<Utc>) -> Result<Answers, StoreError> {
-    let usages = || batch.iter().flat_map(|request| &request.usages);
-    let mut tx = store.begin().await?;
-    let ids = usages().map(|usage| usage.id.as_str());
-    let users = usages().map(|usage| usage.user_id.as_str());
-    let mut ledger = ledger::load(tx.connection()?, ids, users).await?;
-    let answers = batch.iter().map(|request| ledger.step(&request.usages, now)).collect();
-    if ledger.entries.is_empty() {
+    async fn write(&self, batch: &[Request], now: DateTime<Utc>) -> Result<Vec<Result<Reply, WriteError>>, StoreError> {
+        let mut tx = self.store.begin().await?;
+        let db = tx.connection()?;
+        let holds = holds::by_id(db, batch.iter().filter_map(|request| hold_id(&request.operation))).await?;
+        let users = users(batch, &holds);
+        // From here on memory tells us of what is changed beside us.
+        let committing_users = self.shown.users.begin_commit(users.iter().cloned().collect());
+        let committing_all = self.shown.all.begin_commit(vec![()]);
+        let mut ledger = self.load(db, batch, &users, holds, now).await?;
+        let replies = batch.iter().map(|request| self.step(&mut ledger, request, now)).collect();
+        if ledger.is_unchanged() {
+            tx.commit().await?;
+            committing_users.nothing();
+            committing_all.nothing();
+            return Ok(replies);
+        }
+        self.append(db, &ledger, now).await?;
         tx.commit().await?;
-        return Ok(answers);
+        let changed = changed_users(&ledger);
+        let shown = ledger.payers.into_iter().filter(|(user, _)| changed.contains(user)).map(|(user, mut payer)| {
+            payer.book.prune(now);
+            (user, Arc::new(payer))
+        });
+        committing_users.publish(shown);
+        if self.catalogue.global.is_some() {
+            let mut all = ledger.all;
+            all.prune(now);
+            committing_all.publish([((), Arc::new(all))]);
+        } else {
+            committing_all.nothing();
+        }
+        Ok(replies)
     }
-    let by_user = by_user(&ledger);
-    let users = shown.users.begin_commit(by_user.keys().map(|user| (*user).clone()).collect());
-    let global = shown.global.begin_commit(vec![()]);
-    ledger::append(tx.connection()?, &ledger, now).await?;
-    tx.commit().await?;
-    users.publish(|user, known| {
-        for entry in by_user.get(user).into_iter().flatten() {
-            known.book(entry.usage.cost, entry.booked.time);
+
+    fn step(&self, ledger: &mut Ledger, request: &Request, now: DateTime<Utc>) -> Result<Reply, WriteError> {
+        let outcome = ledger.step(&request.operation, &self.catalogue, now)?;
+        let (Operation::Hold(ask), Some(present)) = (&request.operation, &request.present) else {
+            return Ok(Reply { outcome, answer: None });
+        };
+        let answer = match &outcome {
+            Outcome::Held { hold, repeated: true, .. } => hold.answer.clone(),
+            Outcome::Held { hold, budgets, .. } => {
+                let answer = self.present(ledger, present, Some(hold), &ask.user_id, budgets, now);
+                if let Some(hold) = ledger.holds.get_mut(&ask.id) {
+                    hold.answer.clone_from(&answer);
+                }
+                answer
+            }
+            Outcome::NotHeld { budgets } => self.present(ledger, present, None, &ask.user_id, budgets, now),
+            Outcome::Recorded(_) | Outcome::Ended { .. } | Outcome::Extended(_) | Outcome::Corrected(_) => String::new(),
+        };
+        Ok(Reply { outcome, answer: Some(answer) })
+    }
+
+    fn present(
+        &self,
+        ledger: &Ledger,
+        present: &Present,
+        hold: Option<&Hold>,
+        user: &UserId,
+        budgets: &[Budget],
+        now: DateTime<Utc>,
+    ) -> String {
+        let profile = ledger.payers.get(user).map(|payer| payer.profile.clone()).unwrap_or_default();
+        present(hold, &profile.standing(&self.catalogue, now), budgets)
+    }
+
+    async fn load(
+        &self,
+        db: &mut Connection,
+        batch: &[Request],
+        users: &BTreeSet<UserId>,
+        holds: HashMap<String, Hold>,
+        now: DateTime<Utc>,
+    ) -> Result<Ledger, StoreError> {
+        let mut payers = HashMap::with_capacity(users.len());
+        let mut missing = Vec::new();
+        for user in users {
+            match self.shown.users.get(user).filter(|payer| payer.budgets(&self.catalogue, now).is_some()) {
+                Some(payer) => drop(payers.insert(user.clone(), Payer::clone(&payer))),
+                None => missing.push(user.clone()),
+            }
         }
-    });
-    global.publish(|(), known| {
-        for entry in &ledger.entries {
-            known.book(entry.usage.cost, entry.booked.time);
+        if !missing.is_empty() {
+            payers.extend(load::payers(db, &self.catalogue, &missing, now).await?);
         }
-    });
-    Ok(answers)
+        let all = match &self.catalogue.global {
+            None => Book::new(now, &SpentByDay::new(), Money::ZERO, []),
+            Some(limits) => match self.shown.all.get(&()).filter(|all| all.budgets(Scope::Global, limits, None, now).is_some()) {
+                Some(all) => Book::clone(&all),
+                None => load::all(db, now).await?,
+            },
+        };
+        let mut days: HashMap<DayOfModel, i64> = HashMap::new();
+        for request in batch {
+            if let Operation::Correct(correction) = &request.operation {
+                let of = (correction.user_id.clone(), day(correction.time), correction.model.clone().unwrap_or_default());
+                let spent = ledger::day_of_model(db, &of).await?;
+                days.insert(of, spent);
+            }
+        }
+        let booked = ledger::booked(db, batch.iter().flat_map(|request| entry_ids(&request.operation))).await?;
+        let (entries, touched_holds, corrections) = (Vec::new(), BTreeSet::new(), Vec::new());
+        Ok(Ledger { booked, holds, payers, all, days, entries, touched_holds, corrections })
+    }
+
+    async fn append(&self, db: &mut Connection, ledger: &Ledger, now: DateTime<Utc>) -> Result<(), StoreError> {
+        if !ledger.entries.is_empty() {
+            ledger::append(db, ledger, now).await?;
+        }
+        if !ledger.touched_holds.is_empty() {
+            let touched: Vec<&Hold> = ledger.touched_holds.iter().filter_map(|id| ledger.holds.get(id)).collect();
+            for user in touched.iter().map(|hold| &hold.user_id).collect::<BTreeSet<_>>() {
+                accounts::meet(db, user, now).await?;
+            }
+            holds::put(db, touched.into_iter()).await?;
+        }
+        for correction in &ledger.corrections {
+            let change = json!({"correction": correction.id, "amount": correction.amount.decimal(), "model": correction.model});
+            let (key_id, user, reason) = (&correction.key_id, &correction.user_id, Some(correction.reason.as_str()));
+            accounts::write_audit(db, &Audit { at: now, key_id, user, change: change.to_string(), reason }).await?;
+        }
+        Ok(())
+    }
 }
 
-fn by_user(ledger: &Ledger) -> HashMap<&UserId, Vec<&Entry>> {
-    let mut users: HashMap<&UserId, Vec<&Entry>> = HashMap::new();
-    for entry in &ledger.entries {
-        users.entry(&entry.usage.user_id).or_default().push(entry);
+fn size(operation: &Operation) -> usize {
+    match operation {
+        Operation::Record(usages) => usages.len(),
+        Operation::Hold(_) | Operation::Capture { .. } | Operation::Release { .. } | Operation::Extend { .. } | Operation::Correct(_) => 1,
     }
-    users
+}
+
+/// The hold that an operation names.
+fn hold_id(operation: &Operation) -> Option<&str> {
+    match operation {
+        Operation::Hold(ask) => Some(&ask.id),
+        Operation::Capture { hold_id, .. } | Operation::Release { hold_id } | Operation::Extend { hold_id, .. } => Some(hold_id),
+        Operation::Record(_) | Operation::Correct(_) => None,
+    }
+}
+
+/// The ids under which an operation may find that it was booked before.
+fn entry_ids(operation: &Operation) -> Vec<&str> {
+    match operation {
+        Operation::Record(usages) => usages.iter().map(|usage| usage.id.as_str()).collect(),
+        Operation::Correct(correction) => vec![&correction.id],
+        // A hold knows its own end.
+        Operation::Hold(_) | Operation::Capture { .. } | Operation::Release { .. } | Operation::Extend { .. } => Vec::new(),
+    }
+}
+
+fn users(batch: &[Request], holds: &HashMap<String, Hold>) -> BTreeSet<UserId> {
+    let of = |request: &Request| match &request.operation {
+        Operation::Record(usages) => usages.iter().map(|usage| usage.user_id.clone()).collect(),
+        Operation::Hold(ask) => vec![ask.user_id.clone()],
+        Operation::Correct(correction) => vec![correction.user_id.clone()],
+        Operation::Capture { hold_id, .. } | Operation::Release { hold_id } | Operation::Extend { hold_id, .. } => {
+            holds.get(hold_id).map(|hold| hold.user_id.clone()).into_iter().collect()
+        }
+    };
+    batch.iter().flat_map(of).collect()
+}
+
+fn changed_users(ledger: &Ledger) -> BTreeSet<UserId> {
+    let by_entries = ledger.entries.iter().map(|entry| entry.user_id.clone());
+    let by_holds = ledger.touched_holds.iter().filter_map(|id| ledger.holds.get(id)).map(|hold| hold.user_id.clone());
+    by_entries.chain(by_holds).collect()
 }

@@ -9,18 +9,20 @@ use sqlx::sqlite::SqliteRow;
 
 use super::accounts::{money, user_id};
 use super::{Connection, StoreError, corrupt, from_micros, list, micros};
-use crate::domain::ledger::{Booked, Fingerprint, Ledger, Sum, day};
+use crate::domain::book::SpentByDay;
+use crate::domain::ledger::{DayOfModel, Ledger, day};
 use crate::domain::money::Money;
+use crate::domain::operation::{Booked, EntryKind, Sum};
 use crate::domain::period::Window;
 use crate::domain::user::UserId;
 
-const BOOKED: &str = "SELECT id, fingerprint, happened_at, recorded_at FROM usage WHERE id IN (SELECT value FROM json_each($1))";
-const SPENT: &str = "SELECT user_id, spent FROM users WHERE user_id IN (SELECT value FROM json_each($1))";
+const BOOKED: &str = "SELECT id, kind, fingerprint, happened_at, recorded_at FROM usage WHERE id IN (SELECT value FROM json_each($1))";
+const DAY_OF_MODEL: &str = "SELECT spent FROM spend_by_day WHERE user_id = $1 AND day = $2 AND model = $3";
 const SPENT_BY_ALL: &str = "SELECT spent FROM spend_by_day_of_all";
 const APPEND: &str = "INSERT INTO usage \
-     (id, user_id, cost, happened_at, recorded_at, model, provider, input_tokens, output_tokens, metadata, fingerprint) \
+     (id, kind, user_id, cost, happened_at, recorded_at, model, provider, input_tokens, output_tokens, metadata, fingerprint) \
      SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6, value ->> 7, value ->> 8, \
-     value ->> 9, unhex(value ->> 10) FROM json_each($1)";
+     value ->> 9, value ->> 10, unhex(value ->> 11) FROM json_each($1)";
 const ADD_TO_DAYS: &str = "INSERT INTO spend_by_day (user_id, day, model, spent, entries, input_tokens, output_tokens) \
      SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6 FROM json_each($1) WHERE true \
      ON CONFLICT (user_id, day, model) DO UPDATE SET spent = spent + excluded.spent, entries = entries + excluded.entries, \
@@ -37,7 +39,7 @@ const DAYS_OF_ALL: &str = "SELECT day, spent FROM spend_by_day_of_all WHERE $1 <
 const STRETCH: &str =
     "SELECT CAST(COALESCE(SUM(cost), 0) AS BIGINT) FROM usage WHERE user_id = $1 AND $2 <= happened_at AND happened_at < $3";
 const WHOLE_DAYS: &str = "SELECT CAST(COALESCE(SUM(spent), 0) AS BIGINT) FROM spend_by_day WHERE user_id = $1 AND $2 <= day AND day < $3";
-const ENTRIES: &str = "SELECT seq, id, cost, happened_at, recorded_at, model, provider, input_tokens, output_tokens, metadata FROM usage \
+const ENTRIES: &str = "SELECT seq, id, kind, cost, happened_at, recorded_at, model, provider, input_tokens, output_tokens, metadata FROM usage \
      WHERE user_id = $1 AND (happened_at < $2 OR (happened_at = $2 AND seq < $3)) AND $4 <= happened_at AND happened_at < $5 \
      ORDER BY happened_at DESC, seq DESC LIMIT $6";
 const SUMS: &str = "SELECT CASE WHEN $4 THEN day END AS day, CASE WHEN $5 THEN model END AS model, \
@@ -48,31 +50,47 @@ const SUMS: &str = "SELECT CASE WHEN $4 THEN day END AS day, CASE WHEN $5 THEN m
 
 const MICROS_PER_DAY: i64 = 86_400_000_000;
 
-/// What a batch needs to know before it is booked: the records under these ids, and what these users spent.
-pub async fn load(db: &mut Connection, ids: impl Iterator<Item = &str>, users: impl Iterator<Item = &str>) -> Result<Ledger, StoreError> {
-    let mut ledger = Ledger::default();
-    for row in sqlx::query(BOOKED).bind(list(ids)).fetch_all(&mut *db).await? {
-        let fingerprint: Vec<u8> = row.try_get("fingerprint")?;
+fn kind_name(kind: EntryKind) -> &'static str {
+    match kind {
+        EntryKind::Usage => "usage",
+        EntryKind::Capture => "capture",
+        EntryKind::Correction => "correction",
+    }
+}
+
+fn read_kind(name: &str) -> Result<EntryKind, StoreError> {
+    let kinds = [EntryKind::Usage, EntryKind::Capture, EntryKind::Correction];
+    kinds.into_iter().find(|kind| kind_name(*kind) == name).ok_or_else(|| corrupt("an unknown kind of entry"))
+}
+
+/// The rows that are known under these ids.
+pub async fn booked(db: &mut Connection, ids: impl Iterator<Item = &str>) -> Result<HashMap<(EntryKind, String), Booked>, StoreError> {
+    let rows = sqlx::query(BOOKED).bind(list(ids)).fetch_all(db).await?;
+    let read = |row: &SqliteRow| {
         let booked = Booked {
-            fingerprint: Fingerprint::try_from(fingerprint).map_err(|_| corrupt("a fingerprint has 16 bytes"))?,
+            fingerprint: super::fingerprint(row.try_get("fingerprint")?)?,
             time: from_micros(row.try_get("happened_at")?)?,
             recorded_at: from_micros(row.try_get("recorded_at")?)?,
         };
-        ledger.booked.insert(row.try_get("id")?, booked);
-    }
-    for row in sqlx::query(SPENT).bind(list(users)).fetch_all(db).await? {
-        ledger.spent.insert(user_id(row.try_get("user_id")?)?, money(row.try_get("spent")?)?);
-    }
-    Ok(ledger)
+        Ok(((read_kind(row.try_get("kind")?)?, row.try_get("id")?), booked))
+    };
+    rows.iter().map(read).collect()
+}
+
+/// A day's sum of one user and one model, in nano-dollars.
+pub async fn day_of_model(db: &mut Connection, of: &DayOfModel) -> Result<i64, StoreError> {
+    let spent: Option<i64> = sqlx::query_scalar(DAY_OF_MODEL).bind(of.0.as_str()).bind(of.1).bind(&of.2).fetch_optional(db).await?;
+    Ok(spent.unwrap_or(0))
 }
 
 /// Writes what the batch added.
 pub async fn append(db: &mut Connection, ledger: &Ledger, now: DateTime<Utc>) -> Result<(), StoreError> {
     let entries = ledger.entries.iter().map(|entry| {
-        let (usage, booked) = (&entry.usage, &entry.booked);
+        let (usage, booked) = (&entry.consumption, &entry.booked);
         json!([
-            usage.id,
-            usage.user_id.as_str(),
+            entry.id,
+            kind_name(entry.kind),
+            entry.user_id.as_str(),
             usage.cost.nanos(),
             micros(booked.time),
             micros(booked.recorded_at),
@@ -86,25 +104,22 @@ pub async fn append(db: &mut Connection, ledger: &Ledger, now: DateTime<Utc>) ->
     });
     sqlx::query(APPEND).bind(Value::from_iter(entries).to_string()).execute(&mut *db).await?;
     let sums = ledger.sums();
-    let days = sums.iter().map(|((user, day, model), sum)| {
-        json!([user.as_str(), day, model, sum.spent.nanos(), sum.entries, sum.input_tokens, sum.output_tokens])
-    });
+    let days = sums
+        .iter()
+        .map(|((user, day, model), sum)| json!([user.as_str(), day, model, sum.spent, sum.entries, sum.input_tokens, sum.output_tokens]));
     sqlx::query(ADD_TO_DAYS).bind(Value::from_iter(days).to_string()).execute(&mut *db).await?;
     let days = ledger.sums_of_all();
-    let days = days.iter().map(|(day, sum)| json!([day, sum.spent.nanos(), sum.entries]));
+    let days = days.iter().map(|(day, sum)| json!([day, sum.spent, sum.entries]));
     sqlx::query(ADD_TO_DAYS_OF_ALL).bind(Value::from_iter(days).to_string()).execute(&mut *db).await?;
     let mut users: HashMap<&UserId, (i64, i64)> = HashMap::new();
     for ((user, _, _), sum) in &sums {
         let total = users.entry(user).or_default();
-        *total = (total.0 + sum.spent.nanos(), total.1 + sum.entries);
+        *total = (total.0.saturating_add(sum.spent), total.1 + sum.entries);
     }
     let users = users.iter().map(|(user, (spent, entries))| json!([user.as_str(), spent, entries]));
     sqlx::query(ADD_TO_USERS).bind(Value::from_iter(users).to_string()).bind(micros(now)).execute(db).await?;
     Ok(())
 }
-
-/// What one user, or all together, spent on each day.
-pub type SpentByDay = HashMap<i64, Money>;
 
 /// What each of `users` spent on the days from `first` to before `end`.
 pub async fn days(db: &mut Connection, users: &[UserId], first: i64, end: i64) -> Result<HashMap<UserId, SpentByDay>, StoreError> {
@@ -132,17 +147,21 @@ pub async fn spent_in(db: &mut Connection, user: &UserId, window: Window) -> Res
     let (start, end) = (micros(window.start), window.end.map_or(i64::MAX, micros));
     let (first, last) = (start.div_euclid(MICROS_PER_DAY) + 1, end.div_euclid(MICROS_PER_DAY));
     if last <= first {
-        return stretch(db, user, start, end).await;
+        return Ok(at_least_nothing(stretch(db, user, start, end).await?));
     }
     let whole: i64 = sqlx::query_scalar(WHOLE_DAYS).bind(user.as_str()).bind(first).bind(last).fetch_one(&mut *db).await?;
     let before = stretch(db, user, start, first * MICROS_PER_DAY).await?;
     let after = stretch(db, user, last * MICROS_PER_DAY, end).await?;
-    let sum = before.checked_add(after).and_then(|edges| edges.checked_add(Money::from_nanos(whole)?));
-    sum.ok_or_else(|| corrupt("a sum out of range"))
+    Ok(at_least_nothing(before.saturating_add(after).saturating_add(whole)))
 }
 
-async fn stretch(db: &mut Connection, user: &UserId, start: i64, end: i64) -> Result<Money, StoreError> {
-    money(sqlx::query_scalar(STRETCH).bind(user.as_str()).bind(start).bind(end).fetch_one(db).await?)
+/// A correction may take back, at the edge of a window, what was spent just before it.
+fn at_least_nothing(nanos: i64) -> Money {
+    Money::from_nanos(nanos.max(0)).unwrap_or_default()
+}
+
+async fn stretch(db: &mut Connection, user: &UserId, start: i64, end: i64) -> Result<i64, StoreError> {
+    Ok(sqlx::query_scalar(STRETCH).bind(user.as_str()).bind(start).bind(end).fetch_one(db).await?)
 }
 
 /// A booked record, as lists show it.
@@ -150,6 +169,7 @@ async fn stretch(db: &mut Connection, user: &UserId, start: i64, end: i64) -> Re
 pub struct StoredEntry {
     pub seq: i64,
     pub id: String,
+    pub kind: EntryKind,
     pub cost: Money,
     pub time: DateTime<Utc>,
     pub recorded_at: DateTime<Utc>,
@@ -184,6 +204,7 @@ fn read_entry(row: &SqliteRow) -> Result<StoredEntry, StoreError> {
     Ok(StoredEntry {
         seq: row.try_get("seq")?,
         id: row.try_get("id")?,
+        kind: read_kind(row.try_get("kind")?)?,
         cost: money(row.try_get("cost")?)?,
         time: from_micros(row.try_get("happened_at")?)?,
         recorded_at: from_micros(row.try_get("recorded_at")?)?,
@@ -237,7 +258,7 @@ pub async fn sums(
             day: row.try_get("day")?,
             model: row.try_get("model")?,
             sum: Sum {
-                spent: money(row.try_get("spent")?)?,
+                spent: row.try_get("spent")?,
                 entries: row.try_get("entries")?,
                 input_tokens: row.try_get("input_tokens")?,
                 output_tokens: row.try_get("output_tokens")?,

@@ -9,6 +9,8 @@ mod demo_routes;
 mod durability;
 mod enforcement;
 mod events;
+mod holds;
+mod model;
 mod recorded_events;
 mod stripe;
 mod tidy;

@@ -1,0 +1,213 @@
+//! What is counted against limits, for one user or for all together: the spend of the windows that are open, and what is held.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+
+use super::catalogue::Budgets;
+use super::decide::{Budget, Scope};
+use super::ledger::day;
+use super::money::Money;
+use super::period::{BillingPeriod, Period, Window};
+
+/// What was spent on each day (days since 1970-01-01 UTC).
+pub type SpentByDay = HashMap<i64, Money>;
+
+const CALENDAR: [Period; 3] = [Period::Daily, Period::Weekly, Period::Monthly];
+
+/// The days that the calendar's windows at `now` cover: first, and one past the last.
+pub fn days_of_calendar(now: DateTime<Utc>) -> (i64, i64) {
+    let windows = CALENDAR.map(|period| period.window(now, None));
+    let first = windows.iter().map(|window| day(window.start)).min();
+    let end = windows.iter().filter_map(|window| window.end.map(day)).max();
+    (first.unwrap_or_default(), end.unwrap_or(i64::MAX))
+}
+
+/// The spend of one window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Counter {
+    period: Period,
+    window: Window,
+    spent: Money,
+}
+
+/// A promise that is not kept yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenHold {
+    pub id: Arc<str>,
+    pub amount: Money,
+    pub expires_at: DateTime<Utc>,
+}
+
+/// Counters and holds as they were at `as_of`, kept up since. Asked for an earlier moment it says nothing: what had expired then
+/// is not in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Book {
+    as_of: DateTime<Utc>,
+    open: Vec<Counter>,
+    total: Money,
+    holds: BTreeMap<(DateTime<Utc>, Arc<str>), Money>,
+    /// The sum of `holds`.
+    promised: Money,
+}
+
+impl Book {
+    /// The calendar's windows at `now`, from sums by day that cover them, and the holds that are open and not expired.
+    pub fn new(now: DateTime<Utc>, days: &SpentByDay, total: Money, holds: impl IntoIterator<Item = OpenHold>) -> Self {
+        let open = CALENDAR.map(|period| {
+            let window = period.window(now, None);
+            let (first, end) = (day(window.start), window.end.map_or(i64::MAX, day));
+            let within = days.iter().filter(|(day, _)| first <= **day && **day < end);
+            let spent = within.fold(Money::ZERO, |sum, (_, spent)| sum.saturating_add(*spent));
+            Counter { period, window, spent }
+        });
+        let mut book = Self { as_of: now, open: open.to_vec(), total, holds: BTreeMap::new(), promised: Money::ZERO };
+        for hold in holds {
+            book.hold(&hold);
+        }
+        book
+    }
+
+    /// The window of a subscription, which sums by day alone do not give.
+    pub fn count_billing(&mut self, window: Window, spent: Money) {
+        self.open.push(Counter { period: Period::Billing, window, spent });
+    }
+
+    pub fn total(&self) -> Money {
+        self.total
+    }
+
+    /// `None` where the store must be asked: another window is open at `now`.
+    pub fn spent(&self, period: Period, window: Window) -> Option<Money> {
+        if period == Period::Total {
+            return Some(self.total);
+        }
+        self.open.iter().find(|counter| counter.period == period && counter.window == window).map(|counter| counter.spent)
+    }
+
+    /// What is promised to calls that are still running at `now`.
+    pub fn held(&self, now: DateTime<Utc>) -> Money {
+        let expired = self.holds.iter().take_while(|((expires_at, _), _)| *expires_at <= now);
+        let expired: i128 = expired.map(|(_, amount)| i128::from(amount.nanos())).sum();
+        self.promised.less(expired)
+    }
+
+    /// Every budget of `budgets` at `now`; `None` where the store must be asked.
+    pub fn budgets(&self, scope: Scope, budgets: &Budgets, billing: Option<BillingPeriod>, now: DateTime<Utc>) -> Option<Vec<Budget>> {
+        if now < self.as_of {
+            return None;
+        }
+        let held = self.held(now);
+        let one = |(period, limit): (&Period, &Money)| {
+            let window = period.window(now, billing);
+            let spent = self.spent(*period, window)?;
+            Some(Budget { scope, period: *period, limit: *limit, spent, held, window, thresholds: budgets.thresholds })
+        };
+        budgets.limits.iter().map(one).collect()
+    }
+
+    /// Whether `cost` more can be counted at all.
+    pub fn can_add(&self, cost: Money) -> bool {
+        self.total.checked_add(cost).is_some()
+    }
+
+    /// Adds to every window that was open at `time`, up to the most that can be counted.
+    pub fn add(&mut self, cost: Money, time: DateTime<Utc>) {
+        self.change(time, |sum| sum.saturating_add(cost));
+    }
+
+    /// Takes from every window that was open at `time`; nothing falls below zero.
+    pub fn take(&mut self, amount: Money, time: DateTime<Utc>) {
+        self.change(time, |sum| sum.less(i128::from(amount.nanos())));
+    }
+
+    fn change(&mut self, time: DateTime<Utc>, change: impl Fn(Money) -> Money) {
+        self.total = change(self.total);
+        for counter in self.open.iter_mut().filter(|counter| counter.window.contains(time)) {
+            counter.spent = change(counter.spent);
+        }
+    }
+
+    /// Whether `amount` more can be held at all.
+    pub fn can_hold(&self, amount: Money) -> bool {
+        self.promised.checked_add(amount).is_some()
+    }
+
+    /// The caller has asked [`Book::can_hold`].
+    pub fn hold(&mut self, hold: &OpenHold) {
+        self.end_hold(hold.expires_at, &hold.id);
+        self.promised = self.promised.saturating_add(hold.amount);
+        self.holds.insert((hold.expires_at, hold.id.clone()), hold.amount);
+    }
+
+    /// Ends a hold; one that is not here had expired.
+    pub fn end_hold(&mut self, expires_at: DateTime<Utc>, id: &Arc<str>) {
+        if let Some(amount) = self.holds.remove(&(expires_at, id.clone())) {
+            self.promised = self.promised.less(i128::from(amount.nanos()));
+        }
+    }
+
+    /// Forgets what has expired by `now`, and with it how things stood before.
+    pub fn prune(&mut self, now: DateTime<Utc>) {
+        while let Some(((expires_at, id), _)) = self.holds.first_key_value().filter(|((expires_at, _), _)| *expires_at <= now) {
+            let (expires_at, id) = (*expires_at, id.clone());
+            self.end_hold(expires_at, &id);
+        }
+        self.as_of = self.as_of.max(now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::catalogue::Policy;
+
+    fn at(seconds: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp(1_768_219_200 + seconds, 0).unwrap_or_default()
+    }
+
+    fn nanos(nanos: i64) -> Money {
+        Money::from_nanos(nanos).unwrap_or_default()
+    }
+
+    fn hold(id: &str, amount: i64, expires: i64) -> OpenHold {
+        OpenHold { id: id.into(), amount: nanos(amount), expires_at: at(expires) }
+    }
+
+    #[test]
+    fn what_is_held_ends_at_its_expiry_without_anybody_doing_anything() {
+        let mut book = Book::new(at(0), &SpentByDay::new(), Money::ZERO, [hold("a", 5, 10), hold("b", 7, 20)]);
+        let held = |book: &Book| [0, 9, 10, 19, 20].map(|seconds| book.held(at(seconds)).nanos());
+        assert_eq!(held(&book), [12, 12, 7, 7, 0]);
+        book.end_hold(at(20), &"b".into());
+        book.end_hold(at(20), &"b".into());
+        assert_eq!(held(&book), [5, 5, 0, 0, 0]);
+        book.hold(&hold("a", 6, 10));
+        assert_eq!(held(&book), [6, 6, 0, 0, 0]);
+    }
+
+    #[test]
+    fn a_book_that_has_forgotten_says_nothing_of_the_time_before() {
+        let budgets = Budgets { limits: BTreeMap::from([(Period::Daily, nanos(10))]), thresholds: Policy::Strict.thresholds() };
+        let mut book = Book::new(at(0), &SpentByDay::new(), Money::ZERO, [hold("a", 5, 10)]);
+        book.prune(at(15));
+        assert_eq!(book.budgets(Scope::User, &budgets, None, at(14)), None);
+        let judged = book.budgets(Scope::User, &budgets, None, at(15)).unwrap_or_default();
+        assert_eq!(judged.first().map(|budget| budget.held), Some(Money::ZERO));
+    }
+
+    #[test]
+    fn what_is_added_and_taken_counts_in_the_windows_of_its_time() {
+        let mut book = Book::new(at(0), &SpentByDay::new(), nanos(100), []);
+        let daily = Period::Daily.window(at(0), None);
+        let monthly = Period::Monthly.window(at(0), None);
+        book.add(nanos(5), at(0));
+        book.add(nanos(7), at(-86_400));
+        book.take(nanos(2), at(0));
+        assert_eq!(book.spent(Period::Daily, daily), Some(nanos(3)));
+        assert_eq!(book.spent(Period::Monthly, monthly), Some(nanos(10)));
+        assert_eq!(book.total(), nanos(110));
+        assert_eq!(book.spent(Period::Daily, Period::Daily.window(at(86_400), None)), None);
+    }
+}

@@ -1,0 +1,283 @@
+//! What is asked of the ledger, and what it answers.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use sha2::{Digest, Sha256};
+
+use super::book::OpenHold;
+use super::decide::Budget;
+use super::money::Money;
+use super::user::UserId;
+
+/// How far a record's own time may lie ahead of our clock: clocks differ.
+pub const AHEAD_MAX: TimeDelta = TimeDelta::minutes(5);
+
+/// What was consumed, for a record or a capture.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Consumption {
+    pub cost: Money,
+    pub model: Option<String>,
+    pub provider: Option<String>,
+    pub input_tokens: Option<i64>,
+    pub output_tokens: Option<i64>,
+    /// The caller's own JSON object, in canonical form.
+    pub metadata: Option<String>,
+}
+
+/// One usage record as the caller gave it, checked at the door.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Usage {
+    pub id: String,
+    pub user_id: UserId,
+    /// When it happened; `None` is when we booked it.
+    pub time: Option<DateTime<Utc>>,
+    pub consumption: Consumption,
+}
+
+/// What to do where a hold does not fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IfShort {
+    Refuse,
+    /// Hold what is left, if anything is.
+    Reduce,
+}
+
+/// The first of the two phases of spending: reserve the estimate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HoldAsk {
+    pub id: String,
+    pub user_id: UserId,
+    pub estimate: Money,
+    pub ttl: TimeDelta,
+    pub model: Option<String>,
+    pub if_short: IfShort,
+}
+
+/// Lowers spend that was booked too high. Never a negative cost: its own kind of row, with a reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Correction {
+    pub id: String,
+    pub user_id: UserId,
+    pub amount: Money,
+    /// The day and the model whose sum it lowers.
+    pub time: DateTime<Utc>,
+    pub model: Option<String>,
+    pub reason: String,
+    /// The key of whoever ordered it.
+    pub key_id: String,
+}
+
+/// What callers ask of the ledger.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Booked whole or not at all.
+    Record(Vec<Usage>),
+    Hold(HoldAsk),
+    Capture {
+        hold_id: String,
+        consumption: Consumption,
+    },
+    Release {
+        hold_id: String,
+    },
+    Extend {
+        hold_id: String,
+        ttl: TimeDelta,
+    },
+    Correct(Correction),
+}
+
+/// The first 16 bytes of a SHA-256: enough that no two bodies share it by accident or by design.
+pub type Fingerprint = [u8; 16];
+
+/// What makes two bodies under one id the same body. A part's length comes before it, so that no two bodies read alike.
+fn fingerprint(parts: &[Option<&[u8]>]) -> Fingerprint {
+    let mut hasher = Sha256::new();
+    for part in parts {
+        match part {
+            Some(bytes) => {
+                hasher.update([1]);
+                hasher.update(bytes.len().to_be_bytes());
+                hasher.update(bytes);
+            }
+            None => hasher.update([0]),
+        }
+    }
+    let digest = hasher.finalize();
+    let mut fingerprint = Fingerprint::default();
+    fingerprint.copy_from_slice(&digest[..16]);
+    fingerprint
+}
+
+fn text(text: &Option<String>) -> Option<&[u8]> {
+    text.as_deref().map(str::as_bytes)
+}
+
+impl Consumption {
+    pub(super) fn fingerprint(&self, user: Option<&UserId>, time: Option<DateTime<Utc>>) -> Fingerprint {
+        let bytes = |number: Option<i64>| number.map(i64::to_be_bytes);
+        let (input, output) = (bytes(self.input_tokens), bytes(self.output_tokens));
+        let (time, cost) = (bytes(time.map(|time| time.timestamp_micros())), self.cost.nanos().to_be_bytes());
+        fingerprint(&[
+            user.map(|user| user.as_str().as_bytes()),
+            Some(&cost),
+            text(&self.model),
+            text(&self.provider),
+            input.as_ref().map(<[u8; 8]>::as_slice),
+            output.as_ref().map(<[u8; 8]>::as_slice),
+            time.as_ref().map(<[u8; 8]>::as_slice),
+            text(&self.metadata),
+        ])
+    }
+}
+
+impl Correction {
+    pub(super) fn consumption(&self) -> Consumption {
+        Consumption { cost: self.amount, model: self.model.clone(), ..Consumption::default() }
+    }
+
+    pub(super) fn fingerprint(&self) -> Fingerprint {
+        let body = self.consumption().fingerprint(Some(&self.user_id), Some(self.time));
+        fingerprint(&[Some(&body), Some(self.reason.as_bytes())])
+    }
+}
+
+impl HoldAsk {
+    pub(super) fn fingerprint(&self) -> Fingerprint {
+        let reduce = [u8::from(self.if_short == IfShort::Reduce)];
+        let (user, estimate) = (self.user_id.as_str().as_bytes(), self.estimate.nanos().to_be_bytes());
+        fingerprint(&[Some(user), Some(&estimate), Some(&self.ttl.num_seconds().to_be_bytes()), text(&self.model), Some(&reduce)])
+    }
+}
+
+/// What is remembered of a row that was booked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Booked {
+    pub fingerprint: Fingerprint,
+    pub time: DateTime<Utc>,
+    pub recorded_at: DateTime<Utc>,
+}
+
+/// Why a row of the ledger was written. Ids are unique among rows of one kind; a capture's is its hold's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum EntryKind {
+    Usage,
+    Capture,
+    /// Its cost counts downwards.
+    Correction,
+}
+
+/// The answer to one record or correction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    pub id: String,
+    pub user_id: UserId,
+    pub cost: Money,
+    pub time: DateTime<Utc>,
+    pub recorded_at: DateTime<Utc>,
+    /// It had been booked before; this is the first answer again.
+    pub repeated: bool,
+}
+
+/// How a hold ended. One that has expired has no end of its own: the clock says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HoldEnd {
+    Captured { cost: Money, at: DateTime<Utc>, fingerprint: Fingerprint },
+    Released { at: DateTime<Utc> },
+}
+
+/// A hold that was admitted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hold {
+    pub id: Arc<str>,
+    pub user_id: UserId,
+    pub amount: Money,
+    pub model: Option<String>,
+    pub created_at: DateTime<Utc>,
+    pub expires_at: DateTime<Utc>,
+    pub fingerprint: Fingerprint,
+    pub end: Option<HoldEnd>,
+    /// What was answered when it was admitted, to be answered again.
+    pub answer: String,
+}
+
+impl Hold {
+    pub(super) fn promise(&self) -> OpenHold {
+        OpenHold { id: self.id.clone(), amount: self.amount, expires_at: self.expires_at }
+    }
+
+    pub fn is_open(&self, now: DateTime<Utc>) -> bool {
+        self.end.is_none() && now < self.expires_at
+    }
+}
+
+/// Why an operation was not done. Nothing of it was.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error("under the id `{id}` another body was booked")]
+    IdReused { index: usize, id: String },
+    #[error("the total would pass 9223372036.854775807, the most that can be counted")]
+    TotalOutOfRange { index: usize },
+    #[error("there is no hold `{0}`")]
+    NoSuchHold(String),
+    #[error("the hold has ended")]
+    HoldEnded(Box<Hold>),
+    #[error("of that day and model only {available} is booked, so no more can be taken back")]
+    NotSoMuch { available: Money },
+    /// What is known of the user is not of this moment. The caller is to load it again; this is never an answer.
+    #[error("what is known of the user is not of this moment")]
+    OutOfDate,
+}
+
+/// The answer to an operation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Recorded(Vec<Receipt>),
+    /// Admitted, now or (`repeated`) before. `budgets` are those it was judged by, empty for a repeat.
+    Held {
+        hold: Box<Hold>,
+        budgets: Vec<Budget>,
+        repeated: bool,
+    },
+    /// It does not fit. Nothing is remembered of it: the same id may ask again.
+    NotHeld {
+        budgets: Vec<Budget>,
+    },
+    Ended {
+        hold: Box<Hold>,
+        repeated: bool,
+    },
+    Extended(Box<Hold>),
+    Corrected(Receipt),
+}
+
+/// A row to write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub kind: EntryKind,
+    pub id: String,
+    pub user_id: UserId,
+    pub consumption: Consumption,
+    pub booked: Booked,
+}
+
+/// What is added to a day's sum of one user and one model; a correction takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sum {
+    /// Nano-dollars.
+    pub spent: i64,
+    pub entries: i64,
+    pub input_tokens: i64,
+    pub output_tokens: i64,
+}
+
+impl Sum {
+    pub(super) fn add(&mut self, entry: &Entry) {
+        let nanos = entry.consumption.cost.nanos();
+        self.spent = self.spent.saturating_add(if entry.kind == EntryKind::Correction { -nanos } else { nanos });
+        self.entries += 1;
+        self.input_tokens = self.input_tokens.saturating_add(entry.consumption.input_tokens.unwrap_or(0));
+        self.output_tokens = self.output_tokens.saturating_add(entry.consumption.output_tokens.unwrap_or(0));
+    }
+}

@@ -1,0 +1,303 @@
+//! The two-phase way to spend: reserve the estimate, settle the actual.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, header};
+use axum::response::{IntoResponse, Response};
+use chrono::{DateTime, TimeDelta, Utc};
+use serde::{Deserialize, Serialize};
+
+use super::auth::{Scope, require};
+use super::body::{self, Name, NoParams, Params, PathText};
+use super::error::{ErrorCode, Problem};
+use super::usage::{Metadata, Tokens};
+use super::view::{Ask, DecisionView, Moment};
+use super::{App, page};
+use crate::domain::money::Money;
+use crate::domain::operation::{Consumption, Hold, HoldAsk, HoldEnd, IfShort, Operation, Outcome};
+use crate::domain::user::UserId;
+use crate::meter::{Present, WriteError};
+use crate::store::holds;
+
+const BODY_BYTES_MAX: usize = 64 * 1024;
+const TTL_DEFAULT: u32 = 600;
+const TTL_MAX: u32 = 86_400;
+
+/// How long a hold lasts, in whole seconds.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(try_from = "i64")]
+pub struct Ttl(u32);
+
+impl TryFrom<i64> for Ttl {
+    type Error = String;
+
+    fn try_from(seconds: i64) -> Result<Self, String> {
+        let seconds = u32::try_from(seconds).ok().filter(|seconds| (1..=TTL_MAX).contains(seconds));
+        seconds.map(Self).ok_or_else(|| format!("is out of range; a hold lasts 1 to {TTL_MAX} seconds"))
+    }
+}
+
+impl Default for Ttl {
+    fn default() -> Self {
+        Self(TTL_DEFAULT)
+    }
+}
+
+impl Ttl {
+    fn time(self) -> TimeDelta {
+        TimeDelta::seconds(i64::from(self.0))
+    }
+}
+
+/// What to do where the estimate does not fit.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Short {
+    #[default]
+    Refuse,
+    Reduce,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewHold {
+    id: Name,
+    user_id: UserId,
+    estimated_cost: Money,
+    model: Option<Name>,
+    #[serde(default)]
+    ttl_seconds: Ttl,
+    #[serde(default)]
+    if_short: Short,
+}
+
+/// A hold at one moment.
+#[derive(Debug, Serialize)]
+struct HoldView {
+    id: String,
+    user_id: UserId,
+    amount: Money,
+    model: Option<String>,
+    /// open, captured, released, or expired by the clock.
+    state: &'static str,
+    created_at: Moment,
+    expires_at: Moment,
+    ended_at: Option<Moment>,
+    /// The actual cost, where it was captured.
+    captured: Option<Money>,
+    /// More was captured than held.
+    over_hold: bool,
+    /// It was captured after it had expired; the cost counts all the same.
+    late: bool,
+}
+
+impl HoldView {
+    fn of(hold: &Hold, now: DateTime<Utc>) -> Self {
+        let (state, ended_at, captured) = match hold.end {
+            Some(HoldEnd::Captured { cost, at, .. }) => ("captured", Some(at), Some(cost)),
+            Some(HoldEnd::Released { at }) => ("released", Some(at), None),
+            None if hold.is_open(now) => ("open", None, None),
+            None => ("expired", None, None),
+        };
+        Self {
+            id: hold.id.to_string(),
+            user_id: hold.user_id.clone(),
+            amount: hold.amount,
+            model: hold.model.clone(),
+            state,
+            created_at: Moment(hold.created_at),
+            expires_at: Moment(hold.expires_at),
+            ended_at: ended_at.map(Moment),
+            captured,
+            over_hold: captured.is_some_and(|cost| hold.amount < cost),
+            late: captured.is_some() && ended_at.is_some_and(|at| hold.expires_at <= at),
+        }
+    }
+}
+
+/// A decision, and what was reserved by it.
+#[derive(Debug, Serialize)]
+struct Reserved<'c> {
+    hold: Option<HoldView>,
+    #[serde(flatten)]
+    decision: DecisionView<'c>,
+}
+
+/// Decides and reserves in one step. The answer is JSON text: a repeat is answered with the very first one.
+pub async fn reserve(app: &Arc<App>, ask: HoldAsk) -> Result<String, WriteError> {
+    let (shown, question, user) = (app.clone(), ask.clone(), ask.user_id.clone());
+    let present: Present = Box::new(move |hold, standing, budgets| {
+        // What is held for less than was asked is judged by what is held.
+        let estimate = hold.map_or(question.estimate, |hold| hold.amount);
+        let asked = Ask { model: question.model.clone(), estimate };
+        let decision = DecisionView::of(&shown, &user, standing, budgets, asked);
+        let hold = hold.map(|hold| HoldView::of(hold, hold.created_at));
+        serde_json::to_string(&Reserved { hold, decision }).unwrap_or_default()
+    });
+    let reply = app.meter.submit(Operation::Hold(ask), Some(present)).await?;
+    let repeated = matches!(reply.outcome, Outcome::Held { repeated: true, .. });
+    let answer = reply.answer.unwrap_or_default();
+    Ok(format!("{{\"repeated\":{repeated},{}", answer.strip_prefix('{').unwrap_or("}")))
+}
+
+/// Checks what a hold asks for.
+pub fn hold_ask(id: Name, user_id: UserId, estimate: Money, model: Option<Name>, ttl: Ttl, if_short: Short) -> Result<HoldAsk, Problem> {
+    if estimate == Money::ZERO {
+        return Err(Problem::invalid("estimated_cost", "is 0; a hold reserves more than nothing"));
+    }
+    let if_short = match if_short {
+        Short::Refuse => IfShort::Refuse,
+        Short::Reduce => IfShort::Reduce,
+    };
+    Ok(HoldAsk { id: id.0, user_id, estimate, ttl: ttl.time(), model: model.map(|name| name.0), if_short })
+}
+
+pub fn json_text(text: String) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], text).into_response()
+}
+
+/// `POST /v1/holds`: the decision, and the hold where it was admitted.
+pub async fn create(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    Params(NoParams {}): Params<NoParams>,
+    body: Body,
+) -> Result<Response, Problem> {
+    require(&app, &headers, Scope::Write).await?;
+    let new: NewHold = body::one(&body::read(body, BODY_BYTES_MAX).await?)?;
+    let ask = hold_ask(new.id, new.user_id, new.estimated_cost, new.model, new.ttl_seconds, new.if_short)?;
+    let answer = reserve(&app, ask).await.map_err(|error| Problem::from_write(error, false))?;
+    Ok(json_text(answer))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CaptureBody {
+    cost: Money,
+    model: Option<Name>,
+    provider: Option<Name>,
+    input_tokens: Option<Tokens>,
+    output_tokens: Option<Tokens>,
+    metadata: Option<Metadata>,
+}
+
+#[derive(Debug, Serialize)]
+struct Settled {
+    hold: HoldView,
+    repeated: bool,
+}
+
+async fn settle(app: &App, operation: Operation) -> Result<Response, Problem> {
+    let reply = app.meter.submit(operation, None).await.map_err(|error| Problem::from_write(error, false))?;
+    let (hold, repeated) = match reply.outcome {
+        Outcome::Ended { hold, repeated } => (hold, repeated),
+        Outcome::Extended(hold) => (hold, false),
+        Outcome::Recorded(_) | Outcome::Held { .. } | Outcome::NotHeld { .. } | Outcome::Corrected(_) => {
+            return Err(Problem::from_write(WriteError::Unconfirmed, false));
+        }
+    };
+    Ok(Json(Settled { hold: HoldView::of(&hold, app.now()), repeated }).into_response())
+}
+
+/// `POST /v1/holds/{hold_id}/capture`: the actual cost; what was held beyond it is free again.
+pub async fn capture(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    PathText(hold_id): PathText,
+    Params(NoParams {}): Params<NoParams>,
+    body: Body,
+) -> Result<Response, Problem> {
+    require(&app, &headers, Scope::Write).await?;
+    let body: CaptureBody = body::one(&body::read(body, BODY_BYTES_MAX).await?)?;
+    let consumption = Consumption {
+        cost: body.cost,
+        model: body.model.map(|name| name.0),
+        provider: body.provider.map(|name| name.0),
+        input_tokens: body.input_tokens.map(|tokens| tokens.0),
+        output_tokens: body.output_tokens.map(|tokens| tokens.0),
+        metadata: body.metadata.map(|metadata| metadata.0),
+    };
+    settle(&app, Operation::Capture { hold_id, consumption }).await
+}
+
+/// `POST /v1/holds/{hold_id}/release`: the call was not made.
+pub async fn release(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    PathText(hold_id): PathText,
+    Params(NoParams {}): Params<NoParams>,
+) -> Result<Response, Problem> {
+    require(&app, &headers, Scope::Write).await?;
+    settle(&app, Operation::Release { hold_id }).await
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ExtendBody {
+    ttl_seconds: Ttl,
+}
+
+/// `POST /v1/holds/{hold_id}/extend`: it lasts at least so long from now.
+pub async fn extend(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    PathText(hold_id): PathText,
+    Params(NoParams {}): Params<NoParams>,
+    body: Body,
+) -> Result<Response, Problem> {
+    require(&app, &headers, Scope::Write).await?;
+    let body: ExtendBody = body::one(&body::read(body, BODY_BYTES_MAX).await?)?;
+    settle(&app, Operation::Extend { hold_id, ttl: body.ttl_seconds.time() }).await
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListQuery {
+    user_id: Option<UserId>,
+    state: Option<String>,
+    limit: Option<String>,
+    cursor: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Holds {
+    holds: Vec<HoldView>,
+    next_cursor: Option<String>,
+}
+
+const STATES: [&str; 4] = ["open", "expired", "captured", "released"];
+
+/// `GET /v1/holds`, the latest first.
+pub async fn list(State(app): State<Arc<App>>, headers: HeaderMap, Params(query): Params<ListQuery>) -> Result<Response, Problem> {
+    require(&app, &headers, Scope::Check).await?;
+    let limit = page::limit(query.limit.as_deref())?;
+    let before = page::place(query.cursor.as_deref(), |place| place.parse().ok())?.unwrap_or(i64::MAX);
+    let state = query.state.as_deref().map(|name| {
+        let known = STATES.into_iter().find(|state| *state == name);
+        known.ok_or_else(|| Problem::invalid("state", format!("must be one of {}", STATES.join(", "))))
+    });
+    let filter = holds::Filter { user_id: query.user_id, state: state.transpose()? };
+    let now = app.now();
+    let found = holds::page(&mut *app.store.reader().await?, &filter, before, i64::from(limit), now).await?;
+    let full = usize::from(limit) <= found.len();
+    let next_cursor = found.last().filter(|_| full).map(|(seq, _)| page::cursor(&seq.to_string()));
+    let holds = found.iter().map(|(_, hold)| HoldView::of(hold, now)).collect();
+    Ok(Json(Holds { holds, next_cursor }).into_response())
+}
+
+/// `GET /v1/holds/{hold_id}`
+pub async fn show(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    PathText(hold_id): PathText,
+    Params(NoParams {}): Params<NoParams>,
+) -> Result<Response, Problem> {
+    require(&app, &headers, Scope::Check).await?;
+    let found = holds::by_id(&mut *app.store.reader().await?, std::iter::once(hold_id.as_str())).await?;
+    let missing = || Problem::new(ErrorCode::HoldNotFound, "no hold of this id was admitted; GET /v1/holds lists them");
+    let hold = found.get(&hold_id).ok_or_else(missing)?;
+    Ok(Json(HoldView::of(hold, app.now())).into_response())
+}

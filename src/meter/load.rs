@@ -1,0 +1,54 @@
+//! Reads users and all together from the store.
+
+use std::collections::HashMap;
+
+use chrono::{DateTime, Utc};
+
+use crate::domain::book::{Book, days_of_calendar};
+use crate::domain::catalogue::Catalogue;
+use crate::domain::ledger::Payer;
+use crate::domain::period::Period;
+use crate::domain::user::UserId;
+use crate::store::{Connection, StoreError, accounts, holds, ledger};
+
+/// Every one of `users` at `now`, also those whom nobody knows.
+pub async fn payers(
+    db: &mut Connection,
+    catalogue: &Catalogue,
+    users: &[UserId],
+    now: DateTime<Utc>,
+) -> Result<HashMap<UserId, Payer>, StoreError> {
+    let mut stored = accounts::users(db, users).await?;
+    let (first, end) = days_of_calendar(now);
+    let mut days = ledger::days(db, users, first, end).await?;
+    let mut open = holds::open(db, users, now).await?;
+    let mut payers = HashMap::with_capacity(users.len());
+    for user in users {
+        if payers.contains_key(user) {
+            continue;
+        }
+        let exists = stored.contains_key(user);
+        let stored = stored.remove(user).unwrap_or_default();
+        let days = days.remove(user).unwrap_or_default();
+        let mut book = Book::new(now, &days, stored.spent, open.remove(user).unwrap_or_default());
+        if catalogue.uses(Period::Billing) {
+            let billing = stored.profile.standing(catalogue, now).grant.billing;
+            let window = Period::Billing.window(now, billing);
+            let spent = match book.spent(Period::Monthly, window) {
+                Some(spent) if billing.is_none() => spent,
+                _ => ledger::spent_in(db, user, window).await?,
+            };
+            book.count_billing(window, spent);
+        }
+        payers.insert(user.clone(), Payer { profile: stored.profile, exists, entries: stored.entries, book });
+    }
+    Ok(payers)
+}
+
+/// All users together at `now`.
+pub async fn all(db: &mut Connection, now: DateTime<Utc>) -> Result<Book, StoreError> {
+    let (first, end) = days_of_calendar(now);
+    let days = ledger::days_of_all(db, first, end).await?;
+    let total = ledger::spent_by_all(db).await?;
+    Ok(Book::new(now, &days, total, holds::open_of_all(db, now).await?))
+}

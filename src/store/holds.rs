@@ -1,0 +1,124 @@
+//! Holds: cost that was promised to calls.
+
+use std::collections::HashMap;
+
+use chrono::{DateTime, Utc};
+use serde_json::{Value, json};
+use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
+
+use super::accounts::{money, user_id};
+use super::{Connection, StoreError, fingerprint, from_micros, list, micros};
+use crate::domain::book::OpenHold;
+use crate::domain::operation::{Hold, HoldEnd};
+use crate::domain::user::UserId;
+
+const BY_ID: &str = "SELECT * FROM holds WHERE id IN (SELECT value FROM json_each($1))";
+const OPEN: &str = "SELECT user_id, id, amount, expires_at FROM holds \
+     WHERE ended_at IS NULL AND user_id IN (SELECT value FROM json_each($1)) AND $2 < expires_at";
+const OPEN_OF_ALL: &str = "SELECT user_id, id, amount, expires_at FROM holds WHERE ended_at IS NULL AND $1 < expires_at";
+const PUT: &str = "INSERT INTO holds \
+     (id, user_id, amount, model, created_at, expires_at, fingerprint, ended_at, captured, end_fingerprint, answer) \
+     SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, unhex(value ->> 6), value ->> 7, value ->> 8, \
+     unhex(value ->> 9), value ->> 10 FROM json_each($1) WHERE true \
+     ON CONFLICT (id) DO UPDATE SET expires_at = excluded.expires_at, ended_at = excluded.ended_at, captured = excluded.captured, \
+     end_fingerprint = excluded.end_fingerprint WHERE holds.ended_at IS NULL";
+const PAGE: &str = "SELECT * FROM holds WHERE seq < $1 AND ($2 IS NULL OR user_id = $2) AND CASE $3 \
+     WHEN 'open' THEN ended_at IS NULL AND $4 < expires_at WHEN 'expired' THEN ended_at IS NULL AND expires_at <= $4 \
+     WHEN 'captured' THEN captured IS NOT NULL WHEN 'released' THEN ended_at IS NOT NULL AND captured IS NULL ELSE true END \
+     ORDER BY seq DESC LIMIT $5";
+
+/// Those of `ids` that there are.
+pub async fn by_id(db: &mut Connection, ids: impl Iterator<Item = &str>) -> Result<HashMap<String, Hold>, StoreError> {
+    let rows = sqlx::query(BY_ID).bind(list(ids)).fetch_all(db).await?;
+    rows.iter().map(|row| Ok((row.try_get("id")?, read(row)?))).collect()
+}
+
+/// What is held at `now` for each of `users`.
+pub async fn open(db: &mut Connection, users: &[UserId], now: DateTime<Utc>) -> Result<HashMap<UserId, Vec<OpenHold>>, StoreError> {
+    let query = sqlx::query(OPEN).bind(list(users.iter().map(UserId::as_str))).bind(micros(now));
+    let mut open: HashMap<UserId, Vec<OpenHold>> = HashMap::new();
+    for row in query.fetch_all(db).await? {
+        open.entry(user_id(row.try_get("user_id")?)?).or_default().push(read_open(&row)?);
+    }
+    Ok(open)
+}
+
+pub async fn open_of_all(db: &mut Connection, now: DateTime<Utc>) -> Result<Vec<OpenHold>, StoreError> {
+    sqlx::query(OPEN_OF_ALL).bind(micros(now)).fetch_all(db).await?.iter().map(read_open).collect()
+}
+
+/// Writes new holds, and the ends of old ones. One that has ended stays as it ended.
+pub async fn put(db: &mut Connection, holds: impl Iterator<Item = &Hold>) -> Result<(), StoreError> {
+    let row = |hold: &Hold| {
+        let (ended_at, captured, end_fingerprint) = match hold.end {
+            None => (None, None, None),
+            Some(HoldEnd::Released { at }) => (Some(at), None, None),
+            Some(HoldEnd::Captured { cost, at, fingerprint }) => (Some(at), Some(cost.nanos()), Some(hex::encode(fingerprint))),
+        };
+        json!([
+            &*hold.id,
+            hold.user_id.as_str(),
+            hold.amount.nanos(),
+            hold.model,
+            micros(hold.created_at),
+            micros(hold.expires_at),
+            hex::encode(hold.fingerprint),
+            ended_at.map(micros),
+            captured,
+            end_fingerprint,
+            hold.answer,
+        ])
+    };
+    sqlx::query(PUT).bind(Value::from_iter(holds.map(row)).to_string()).execute(db).await?;
+    Ok(())
+}
+
+/// Which holds a list shows.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    pub user_id: Option<UserId>,
+    /// `open`, `expired`, `captured` or `released`, at the moment of asking.
+    pub state: Option<&'static str>,
+}
+
+/// The latest first, those before `before`; each with its place.
+pub async fn page(
+    db: &mut Connection,
+    filter: &Filter,
+    before: i64,
+    limit: i64,
+    now: DateTime<Utc>,
+) -> Result<Vec<(i64, Hold)>, StoreError> {
+    let query = sqlx::query(PAGE).bind(before).bind(filter.user_id.as_ref().map(UserId::as_str)).bind(filter.state);
+    let rows = query.bind(micros(now)).bind(limit).fetch_all(db).await?;
+    rows.iter().map(|row| Ok((row.try_get("seq")?, read(row)?))).collect()
+}
+
+fn read_open(row: &SqliteRow) -> Result<OpenHold, StoreError> {
+    let id: String = row.try_get("id")?;
+    Ok(OpenHold { id: id.into(), amount: money(row.try_get("amount")?)?, expires_at: from_micros(row.try_get("expires_at")?)? })
+}
+
+fn read(row: &SqliteRow) -> Result<Hold, StoreError> {
+    let id: String = row.try_get("id")?;
+    let ended_at: Option<i64> = row.try_get("ended_at")?;
+    let captured: Option<i64> = row.try_get("captured")?;
+    let end_fingerprint: Option<Vec<u8>> = row.try_get("end_fingerprint")?;
+    let end = match (ended_at.map(from_micros).transpose()?, captured, end_fingerprint) {
+        (None, ..) => None,
+        (Some(at), Some(cost), Some(bytes)) => Some(HoldEnd::Captured { cost: money(cost)?, at, fingerprint: fingerprint(bytes)? }),
+        (Some(at), ..) => Some(HoldEnd::Released { at }),
+    };
+    Ok(Hold {
+        id: id.into(),
+        user_id: user_id(row.try_get("user_id")?)?,
+        amount: money(row.try_get("amount")?)?,
+        model: row.try_get("model")?,
+        created_at: from_micros(row.try_get("created_at")?)?,
+        expires_at: from_micros(row.try_get("expires_at")?)?,
+        fingerprint: fingerprint(row.try_get("fingerprint")?)?,
+        end,
+        answer: row.try_get("answer")?,
+    })
+}
