@@ -38,7 +38,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => id.clone().prop_map(|id| Step::Release { id }),
         2 => (id.clone(), ttl).prop_map(|(id, ttl)| Step::Extend { id, ttl }),
         2 => (id, user, 1..60_u16, 0..80_u16).prop_map(|(id, user, nanos, hours_ago)| Step::Correct { id, user, nanos, hours_ago }),
-        4 => (-90_000..90_000_i32).prop_map(|seconds| Step::Clock { seconds }),
+        2 => (-90_000..90_000_i32).prop_map(|seconds| Step::Clock { seconds }),
+        3 => (-2_000..2_000_i32).prop_map(|seconds| Step::Clock { seconds }),
         1 => Just(Step::Restart),
     ]
 }
@@ -277,6 +278,10 @@ async fn compare(steps: &[Step]) -> Result<(), TestCaseError> {
     for (index, step) in steps.iter().enumerate() {
         let (plain, real) = both(step, &mut model, &mut app).await;
         prop_assert_eq!(plain, real, "step {}: {:?}", index, step);
+        if matches!(step, Step::Clock { .. }) {
+            // A check would bring memory up to date; the next write is to find it old.
+            continue;
+        }
         for (number, user) in USERS.iter().enumerate() {
             let answer = app.check(user).await;
             let number_of = |nanos: i64| serde_json::from_str::<Value>(&dollars(nanos)).unwrap();
