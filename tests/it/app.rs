@@ -98,10 +98,16 @@ impl TestApp {
             public_url: Some("https://spend.example.com".to_owned()),
         });
         let clock = Arc::new(Mutex::new(NOON.parse().unwrap()));
-        let client = spendgate_client();
+        let client = Self::client();
         let mut app = Self { server: None, config, tiers: tiers.to_owned(), clock, client, folder };
         app.open().await;
         app
+    }
+
+    pub fn client() -> reqwest::Client {
+        // Once in a process is enough; a second time finds it done.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        reqwest::Client::new()
     }
 
     async fn open(&mut self) {
@@ -198,10 +204,4 @@ impl TestApp {
     pub async fn spend(&self, id: &str, user: &str, cost: &str) -> Value {
         self.post("/v1/usage", json!({"id": id, "user_id": user, "cost": cost})).await.ok()
     }
-}
-
-fn spendgate_client() -> reqwest::Client {
-    // Once in a process is enough; a second time finds it done.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    reqwest::Client::new()
 }
