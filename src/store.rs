@@ -46,6 +46,10 @@ static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("migrations/sqlite")
 
 /// Checks that miss memory read in parallel; more than a few only wait for the disk.
 const READERS: u32 = 4;
+/// A negative number is KiB: the pages that random ids touch stay at hand, instead of SQLite's own two megabytes.
+const CACHE_KIB: &str = "-65536";
+/// Pages in the log before they are moved to their places, 64 MiB: a page that many commits touch is moved once.
+const CHECKPOINT_PAGES: &str = "16384";
 /// How long a write waits for another process (the command line beside the server).
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long anybody waits for a connection before the store counts as failed.
@@ -68,7 +72,9 @@ impl Store {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(BUSY_TIMEOUT)
-            .foreign_keys(true);
+            .foreign_keys(true)
+            .pragma("cache_size", CACHE_KIB)
+            .pragma("wal_autocheckpoint", CHECKPOINT_PAGES);
         let pool = |connections: u32| SqlitePoolOptions::new().max_connections(connections).acquire_timeout(ACQUIRE_TIMEOUT);
         let writer = pool(1).connect_with(options.clone()).await?;
         MIGRATIONS.run(&writer).await?;
@@ -91,6 +97,11 @@ impl Store {
         let mut tx = self.begin().await?;
         sqlx::query(PROBE).bind(micros(now)).execute(tx.connection()?).await?;
         tx.commit().await
+    }
+
+    /// The one connection that writes, for statements that are atomic by themselves.
+    pub async fn write_alone(&self) -> Result<Writing, StoreError> {
+        Ok(Writing(Tx { connection: Some(self.writer.acquire().await?) }))
     }
 
     pub async fn begin(&self) -> Result<Tx, StoreError> {
@@ -129,6 +140,22 @@ impl Drop for Tx {
             // Closing the connection rolls back what it had begun.
             drop(connection.detach());
         }
+    }
+}
+
+/// The writing connection outside a transaction. Unless all went well it is thrown away, as a transaction's is.
+#[derive(Debug)]
+pub struct Writing(Tx);
+
+impl Writing {
+    pub fn connection(&mut self) -> Result<&mut Connection, StoreError> {
+        self.0.connection()
+    }
+
+    /// Every statement was confirmed.
+    pub fn done(mut self) {
+        // Dropping the connection itself returns it to the pool.
+        self.0.connection.take();
     }
 }
 

@@ -296,7 +296,7 @@ pub async fn show(
     Params(NoParams {}): Params<NoParams>,
 ) -> Result<Response, Problem> {
     require(&app, &headers, Scope::Check).await?;
-    let found = holds::by_id(&mut *app.store.reader().await?, std::iter::once(hold_id.as_str())).await?;
+    let found = holds::by_id(&mut *app.store.reader().await?, &[hold_id.as_str()]).await?;
     let missing = || Problem::new(ErrorCode::HoldNotFound, "no hold of this id was admitted; GET /v1/holds lists them");
     let hold = found.get(&hold_id).ok_or_else(missing)?;
     Ok(Json(HoldView::of(hold, app.now())).into_response())

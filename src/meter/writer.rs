@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use serde_json::json;
 use tokio::sync::mpsc;
 use tracing::{error, info};
 
@@ -19,8 +18,7 @@ use crate::domain::money::Money;
 use crate::domain::operation::{Hold, Operation, Outcome};
 use crate::domain::user::UserId;
 use crate::meter::memory::Memory;
-use crate::store::accounts::Audit;
-use crate::store::{Connection, Store, StoreError, accounts, holds, ledger};
+use crate::store::{Connection, Store, StoreError, holds, ledger};
 
 /// Records in one commit; more only lengthens the slowest answer.
 const BATCH_MAX: usize = 4096;
@@ -111,9 +109,11 @@ impl Writer {
     }
 
     async fn write(&self, batch: &[Request], now: DateTime<Utc>) -> Result<Vec<Result<Reply, WriteError>>, StoreError> {
-        let mut tx = self.store.begin().await?;
-        let db = tx.connection()?;
-        let holds = holds::by_id(db, batch.iter().filter_map(|request| hold_id(&request.operation))).await?;
+        // This task alone writes the ledger, so what it reads here still holds when it writes, without a transaction around both.
+        let mut writing = self.store.write_alone().await?;
+        let db = writing.connection()?;
+        let ids: Vec<&str> = batch.iter().filter_map(|request| hold_id(&request.operation)).collect();
+        let holds = holds::by_id(db, &ids).await?;
         let users = users(batch, &holds);
         // From here on memory tells us of what is changed beside us.
         let committing_users = self.shown.users.begin_commit(users.iter().cloned().collect());
@@ -121,13 +121,13 @@ impl Writer {
         let mut ledger = self.load(db, batch, &users, holds, now).await?;
         let replies = batch.iter().map(|request| self.step(&mut ledger, request, now)).collect();
         if ledger.is_unchanged() {
-            tx.commit().await?;
+            writing.done();
             committing_users.nothing();
             committing_all.nothing();
             return Ok(replies);
         }
-        self.append(db, &ledger, now).await?;
-        tx.commit().await?;
+        ledger::write(db, &ledger, now).await?;
+        writing.done();
         let changed = changed_users(&ledger);
         let shown = ledger.payers.into_iter().filter(|(user, _)| changed.contains(user)).map(|(user, mut payer)| {
             payer.book.prune(now);
@@ -211,28 +211,10 @@ impl Writer {
                 days.insert(of, spent);
             }
         }
-        let booked = ledger::booked(db, batch.iter().flat_map(|request| entry_ids(&request.operation))).await?;
+        let ids: Vec<&str> = batch.iter().flat_map(|request| entry_ids(&request.operation)).collect();
+        let booked = ledger::booked(db, &ids).await?;
         let (entries, touched_holds, corrections) = (Vec::new(), BTreeSet::new(), Vec::new());
         Ok(Ledger { booked, holds, payers, all, days, entries, touched_holds, corrections })
-    }
-
-    async fn append(&self, db: &mut Connection, ledger: &Ledger, now: DateTime<Utc>) -> Result<(), StoreError> {
-        if !ledger.entries.is_empty() {
-            ledger::append(db, ledger, now).await?;
-        }
-        if !ledger.touched_holds.is_empty() {
-            let touched: Vec<&Hold> = ledger.touched_holds.iter().filter_map(|id| ledger.holds.get(id)).collect();
-            for user in touched.iter().map(|hold| &hold.user_id).collect::<BTreeSet<_>>() {
-                accounts::meet(db, user, now).await?;
-            }
-            holds::put(db, touched.into_iter()).await?;
-        }
-        for correction in &ledger.corrections {
-            let change = json!({"correction": correction.id, "amount": correction.amount.decimal(), "model": correction.model});
-            let (key_id, user, reason) = (&correction.key_id, &correction.user_id, Some(correction.reason.as_str()));
-            accounts::write_audit(db, &Audit { at: now, key_id, user, change: change.to_string(), reason }).await?;
-        }
-        Ok(())
     }
 }
 

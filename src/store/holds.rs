@@ -17,20 +17,17 @@ const BY_ID: &str = "SELECT * FROM holds WHERE id IN (SELECT value FROM json_eac
 const OPEN: &str = "SELECT user_id, id, amount, expires_at FROM holds \
      WHERE ended_at IS NULL AND user_id IN (SELECT value FROM json_each($1)) AND $2 < expires_at";
 const OPEN_OF_ALL: &str = "SELECT user_id, id, amount, expires_at FROM holds WHERE ended_at IS NULL AND $1 < expires_at";
-const PUT: &str = "INSERT INTO holds \
-     (id, user_id, amount, model, created_at, expires_at, fingerprint, ended_at, captured, end_fingerprint, answer) \
-     SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, unhex(value ->> 6), value ->> 7, value ->> 8, \
-     unhex(value ->> 9), value ->> 10 FROM json_each($1) WHERE true \
-     ON CONFLICT (id) DO UPDATE SET expires_at = excluded.expires_at, ended_at = excluded.ended_at, captured = excluded.captured, \
-     end_fingerprint = excluded.end_fingerprint WHERE holds.ended_at IS NULL";
 const PAGE: &str = "SELECT * FROM holds WHERE seq < $1 AND ($2 IS NULL OR user_id = $2) AND CASE $3 \
      WHEN 'open' THEN ended_at IS NULL AND $4 < expires_at WHEN 'expired' THEN ended_at IS NULL AND expires_at <= $4 \
      WHEN 'captured' THEN captured IS NOT NULL WHEN 'released' THEN ended_at IS NOT NULL AND captured IS NULL ELSE true END \
      ORDER BY seq DESC LIMIT $5";
 
 /// Those of `ids` that there are.
-pub async fn by_id(db: &mut Connection, ids: impl Iterator<Item = &str>) -> Result<HashMap<String, Hold>, StoreError> {
-    let rows = sqlx::query(BY_ID).bind(list(ids)).fetch_all(db).await?;
+pub async fn by_id(db: &mut Connection, ids: &[&str]) -> Result<HashMap<String, Hold>, StoreError> {
+    if ids.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let rows = sqlx::query(BY_ID).bind(list(ids.iter().copied())).fetch_all(db).await?;
     rows.iter().map(|row| Ok((row.try_get("id")?, read(row)?))).collect()
 }
 
@@ -48,30 +45,26 @@ pub async fn open_of_all(db: &mut Connection, now: DateTime<Utc>) -> Result<Vec<
     sqlx::query(OPEN_OF_ALL).bind(micros(now)).fetch_all(db).await?.iter().map(read_open).collect()
 }
 
-/// Writes new holds, and the ends of old ones. One that has ended stays as it ended.
-pub async fn put(db: &mut Connection, holds: impl Iterator<Item = &Hold>) -> Result<(), StoreError> {
-    let row = |hold: &Hold| {
-        let (ended_at, captured, end_fingerprint) = match hold.end {
-            None => (None, None, None),
-            Some(HoldEnd::Released { at }) => (Some(at), None, None),
-            Some(HoldEnd::Captured { cost, at, fingerprint }) => (Some(at), Some(cost.nanos()), Some(hex::encode(fingerprint))),
-        };
-        json!([
-            &*hold.id,
-            hold.user_id.as_str(),
-            hold.amount.nanos(),
-            hold.model,
-            micros(hold.created_at),
-            micros(hold.expires_at),
-            hex::encode(hold.fingerprint),
-            ended_at.map(micros),
-            captured,
-            end_fingerprint,
-            hold.answer,
-        ])
+/// A row of `ledger_batch`.
+pub(super) fn row(hold: &Hold) -> Value {
+    let (ended_at, captured, end_fingerprint) = match hold.end {
+        None => (None, None, None),
+        Some(HoldEnd::Released { at }) => (Some(at), None, None),
+        Some(HoldEnd::Captured { cost, at, fingerprint }) => (Some(at), Some(cost.nanos()), Some(hex::encode(fingerprint))),
     };
-    sqlx::query(PUT).bind(Value::from_iter(holds.map(row)).to_string()).execute(db).await?;
-    Ok(())
+    json!([
+        &*hold.id,
+        hold.user_id.as_str(),
+        hold.amount.nanos(),
+        hold.model,
+        micros(hold.created_at),
+        micros(hold.expires_at),
+        hex::encode(hold.fingerprint),
+        ended_at.map(micros),
+        captured,
+        end_fingerprint,
+        hold.answer,
+    ])
 }
 
 /// Which holds a list shows.

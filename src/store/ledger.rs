@@ -12,27 +12,14 @@ use super::{Connection, StoreError, corrupt, from_micros, list, micros};
 use crate::domain::book::SpentByDay;
 use crate::domain::ledger::{DayOfModel, Ledger, day};
 use crate::domain::money::Money;
-use crate::domain::operation::{Booked, EntryKind, Sum};
+use crate::domain::operation::{Booked, EntryKind, Hold, Sum};
 use crate::domain::period::Window;
 use crate::domain::user::UserId;
 
 const BOOKED: &str = "SELECT id, kind, fingerprint, happened_at, recorded_at FROM usage WHERE id IN (SELECT value FROM json_each($1))";
 const DAY_OF_MODEL: &str = "SELECT spent FROM spend_by_day WHERE user_id = $1 AND day = $2 AND model = $3";
 const SPENT_BY_ALL: &str = "SELECT spent FROM spend_by_day_of_all";
-const APPEND: &str = "INSERT INTO usage \
-     (id, kind, user_id, cost, happened_at, recorded_at, model, provider, input_tokens, output_tokens, metadata, fingerprint) \
-     SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6, value ->> 7, value ->> 8, \
-     value ->> 9, value ->> 10, unhex(value ->> 11) FROM json_each($1)";
-const ADD_TO_DAYS: &str = "INSERT INTO spend_by_day (user_id, day, model, spent, entries, input_tokens, output_tokens) \
-     SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6 FROM json_each($1) WHERE true \
-     ON CONFLICT (user_id, day, model) DO UPDATE SET spent = spent + excluded.spent, entries = entries + excluded.entries, \
-     input_tokens = input_tokens + excluded.input_tokens, output_tokens = output_tokens + excluded.output_tokens";
-const ADD_TO_DAYS_OF_ALL: &str = "INSERT INTO spend_by_day_of_all (day, spent, entries) \
-     SELECT value ->> 0, value ->> 1, value ->> 2 FROM json_each($1) WHERE true \
-     ON CONFLICT (day) DO UPDATE SET spent = spent + MIN(excluded.spent, 9223372036854775807 - spent), entries = entries + excluded.entries";
-const ADD_TO_USERS: &str = "INSERT INTO users (user_id, account_id, created_at, spent, entries) \
-     SELECT value ->> 0, value ->> 0, $2, value ->> 1, value ->> 2 FROM json_each($1) WHERE true \
-     ON CONFLICT (user_id) DO UPDATE SET spent = spent + excluded.spent, entries = entries + excluded.entries";
+const WRITE: &str = "INSERT INTO ledger_batch (entries, days, days_of_all, users, holds, audits, now) VALUES ($1, $2, $3, $4, $5, $6, $7)";
 const DAYS: &str = "SELECT user_id, day, CAST(SUM(spent) AS BIGINT) AS spent FROM spend_by_day \
      WHERE user_id IN (SELECT value FROM json_each($1)) AND $2 <= day AND day < $3 GROUP BY user_id, day";
 const DAYS_OF_ALL: &str = "SELECT day, spent FROM spend_by_day_of_all WHERE $1 <= day AND day < $2";
@@ -64,8 +51,11 @@ fn read_kind(name: &str) -> Result<EntryKind, StoreError> {
 }
 
 /// The rows that are known under these ids.
-pub async fn booked(db: &mut Connection, ids: impl Iterator<Item = &str>) -> Result<HashMap<(EntryKind, String), Booked>, StoreError> {
-    let rows = sqlx::query(BOOKED).bind(list(ids)).fetch_all(db).await?;
+pub async fn booked(db: &mut Connection, ids: &[&str]) -> Result<HashMap<(EntryKind, String), Booked>, StoreError> {
+    if ids.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let rows = sqlx::query(BOOKED).bind(list(ids.iter().copied())).fetch_all(db).await?;
     let read = |row: &SqliteRow| {
         let booked = Booked {
             fingerprint: super::fingerprint(row.try_get("fingerprint")?)?,
@@ -83,8 +73,8 @@ pub async fn day_of_model(db: &mut Connection, of: &DayOfModel) -> Result<i64, S
     Ok(spent.unwrap_or(0))
 }
 
-/// Writes what the batch added.
-pub async fn append(db: &mut Connection, ledger: &Ledger, now: DateTime<Utc>) -> Result<(), StoreError> {
+/// Writes what the batch changed, in one statement that is atomic by itself. `Ok` means that it is on the disk.
+pub async fn write(db: &mut Connection, ledger: &Ledger, now: DateTime<Utc>) -> Result<(), StoreError> {
     let entries = ledger.entries.iter().map(|entry| {
         let (usage, booked) = (&entry.consumption, &entry.booked);
         json!([
@@ -102,22 +92,27 @@ pub async fn append(db: &mut Connection, ledger: &Ledger, now: DateTime<Utc>) ->
             hex::encode(booked.fingerprint),
         ])
     });
-    sqlx::query(APPEND).bind(Value::from_iter(entries).to_string()).execute(&mut *db).await?;
     let sums = ledger.sums();
     let days = sums
         .iter()
         .map(|((user, day, model), sum)| json!([user.as_str(), day, model, sum.spent, sum.entries, sum.input_tokens, sum.output_tokens]));
-    sqlx::query(ADD_TO_DAYS).bind(Value::from_iter(days).to_string()).execute(&mut *db).await?;
-    let days = ledger.sums_of_all();
-    let days = days.iter().map(|(day, sum)| json!([day, sum.spent, sum.entries]));
-    sqlx::query(ADD_TO_DAYS_OF_ALL).bind(Value::from_iter(days).to_string()).execute(&mut *db).await?;
-    let mut users: HashMap<&UserId, (i64, i64)> = HashMap::new();
+    let of_all = ledger.sums_of_all();
+    let of_all = of_all.iter().map(|(day, sum)| json!([day, sum.spent, sum.entries]));
+    let touched: Vec<&Hold> = ledger.touched_holds.iter().filter_map(|id| ledger.holds.get(id)).collect();
+    let mut users: HashMap<&UserId, (i64, i64)> = touched.iter().map(|hold| (&hold.user_id, (0, 0))).collect();
     for ((user, _, _), sum) in &sums {
         let total = users.entry(user).or_default();
         *total = (total.0.saturating_add(sum.spent), total.1 + sum.entries);
     }
     let users = users.iter().map(|(user, (spent, entries))| json!([user.as_str(), spent, entries]));
-    sqlx::query(ADD_TO_USERS).bind(Value::from_iter(users).to_string()).bind(micros(now)).execute(db).await?;
+    let audits = ledger.corrections.iter().map(|correction| {
+        let change = json!({"correction": correction.id, "amount": correction.amount.decimal(), "model": correction.model});
+        json!([correction.key_id, correction.user_id.as_str(), change.to_string(), correction.reason])
+    });
+    let rows = |rows: Value| rows.to_string();
+    let query = sqlx::query(WRITE).bind(rows(entries.collect())).bind(rows(days.collect())).bind(rows(of_all.collect()));
+    let query = query.bind(rows(users.collect())).bind(rows(touched.into_iter().map(super::holds::row).collect()));
+    query.bind(rows(audits.collect())).bind(micros(now)).execute(db).await?;
     Ok(())
 }
 

@@ -57,6 +57,20 @@ async fn rename(app: &TestApp, tables: &[&str], away: bool) {
     pool.close().await;
 }
 
+/// Lets every write fail while reads go on, as a full disk does.
+async fn refuse_writes(app: &TestApp, refuse: bool) {
+    let pool = sqlx::SqlitePool::connect_with(sqlx::sqlite::SqliteConnectOptions::new().filename(app.database())).await.unwrap();
+    for (table, when) in [("usage", "INSERT"), ("probe", "INSERT"), ("probe", "UPDATE")] {
+        let name = format!("refuse_{table}_{when}");
+        let sql = match refuse {
+            true => format!("CREATE TRIGGER {name} BEFORE {when} ON {table} BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END"),
+            false => format!("DROP TRIGGER {name}"),
+        };
+        sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&pool).await.unwrap();
+    }
+    pool.close().await;
+}
+
 const ALL_TABLES: [&str; 7] = ["users", "usage", "spend_by_day", "spend_by_day_of_all", "inbox", "api_keys", "probe"];
 
 #[tokio::test]
@@ -97,14 +111,14 @@ async fn while_nothing_can_be_written_hard_limits_block_though_memory_knows_bett
         app.put("/v1/users/big", serde_json::json!({"tier": "enterprise", "reason": "test"})).await.ok();
         let reason = async |user: &str| app.check(user).await["reason"].as_str().unwrap().to_owned();
         assert_eq!((reason("u").await.as_str(), reason("big").await.as_str()), ("within_budget", "within_budget"));
-        rename(app, &["spend_by_day", "probe"], true).await;
+        refuse_writes(app, true).await;
         let body = serde_json::json!({"id": "b", "user_id": "u", "cost": 0.01});
         app.post("/v1/usage", &body).await.problem(503, "store_unavailable");
         // What is spent now is not counted, so a hard limit would not hold; a tier that never blocks has none.
         assert_eq!((reason("u").await.as_str(), reason("big").await.as_str()), ("store_unavailable", "within_budget"));
         assert_eq!(app.check("u").await["tier"], "free");
         app.get("/readyz").await.problem(503, "store_unavailable");
-        rename(app, &["spend_by_day", "probe"], false).await;
+        refuse_writes(app, false).await;
         // Blocked callers write nothing, so the service finds out by itself.
         while reason("u").await != "within_budget" {
             tokio::task::yield_now().await;
