@@ -48,8 +48,9 @@ static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("migrations/sqlite")
 const READERS: u32 = 4;
 /// A negative number is KiB: the pages that random ids touch stay at hand, instead of SQLite's own two megabytes.
 const CACHE_KIB: &str = "-65536";
-/// Pages in the log before they are moved to their places, 64 MiB: a page that many commits touch is moved once.
-const CHECKPOINT_PAGES: &str = "16384";
+/// Pages in the log before they are moved to their places, 16 MiB. A page that many commits touch is moved once, so more is faster,
+/// but who comes while they are moved waits longer.
+const CHECKPOINT_PAGES: &str = "4096";
 /// How long a write waits for another process (the command line beside the server).
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long anybody waits for a connection before the store counts as failed.

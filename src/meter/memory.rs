@@ -81,32 +81,26 @@ impl<K: Clone + Eq + Hash, V: Clone> Memory<K, V> {
 
     /// To be called before the store is read.
     pub fn begin_load(&self, keys: Vec<K>) -> Loading<'_, K, V> {
-        let begin = |key: K| {
-            let mut shard = self.shard(&key);
-            let busy = shard.busy.entry(key.clone()).or_default();
-            busy.loads += 1;
-            let changes = busy.changes;
-            drop(shard);
-            (key, changes)
-        };
-        // A key that is given twice is one.
-        let keys: HashSet<K> = keys.into_iter().collect();
-        Loading { memory: self, keys: keys.into_iter().map(begin).collect() }
+        Loading { memory: self, keys: self.begin(keys, |busy| busy.loads += 1) }
     }
 
     /// To be called before what a commit changes is read.
     pub fn begin_commit(&self, keys: Vec<K>) -> Committing<'_, K, V> {
+        Committing { memory: self, keys: self.begin(keys, |busy| busy.commits += 1), settled: false }
+    }
+
+    /// Each key with the number of its changes so far. One that is given twice is one.
+    fn begin(&self, keys: Vec<K>, mark: impl Fn(&mut Busy)) -> HashMap<K, u64> {
         let begin = |key: K| {
             let mut shard = self.shard(&key);
             let busy = shard.busy.entry(key.clone()).or_default();
-            busy.commits += 1;
+            mark(busy);
             let changes = busy.changes;
             drop(shard);
             (key, changes)
         };
-        // A key that is given twice is one.
         let keys: HashSet<K> = keys.into_iter().collect();
-        Committing { memory: self, keys: keys.into_iter().map(begin).collect(), settled: false }
+        keys.into_iter().map(begin).collect()
     }
 
     fn shard(&self, key: &K) -> MutexGuard<'_, Shard<K, V>> {

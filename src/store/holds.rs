@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
-use serde_json::{Value, json};
+use serde::Serialize;
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
@@ -46,25 +46,25 @@ pub async fn open_of_all(db: &mut Connection, now: DateTime<Utc>) -> Result<Vec<
 }
 
 /// A row of `ledger_batch`.
-pub(super) fn row(hold: &Hold) -> Value {
+pub(super) fn row(hold: &Hold) -> impl Serialize {
     let (ended_at, captured, end_fingerprint) = match hold.end {
         None => (None, None, None),
         Some(HoldEnd::Released { at }) => (Some(at), None, None),
         Some(HoldEnd::Captured { cost, at, fingerprint }) => (Some(at), Some(cost.nanos()), Some(hex::encode(fingerprint))),
     };
-    json!([
+    (
         &*hold.id,
         hold.user_id.as_str(),
         hold.amount.nanos(),
-        hold.model,
+        &hold.model,
         micros(hold.created_at),
         micros(hold.expires_at),
         hex::encode(hold.fingerprint),
         ended_at.map(micros),
         captured,
         end_fingerprint,
-        hold.answer,
-    ])
+        &hold.answer,
+    )
 }
 
 /// Which holds a list shows.

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::json;
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
@@ -77,43 +78,47 @@ pub async fn day_of_model(db: &mut Connection, of: &DayOfModel) -> Result<i64, S
 pub async fn write(db: &mut Connection, ledger: &Ledger, now: DateTime<Utc>) -> Result<(), StoreError> {
     let entries = ledger.entries.iter().map(|entry| {
         let (usage, booked) = (&entry.consumption, &entry.booked);
-        json!([
-            entry.id,
+        (
+            &entry.id,
             kind_name(entry.kind),
             entry.user_id.as_str(),
             usage.cost.nanos(),
             micros(booked.time),
             micros(booked.recorded_at),
-            usage.model,
-            usage.provider,
+            &usage.model,
+            &usage.provider,
             usage.input_tokens,
             usage.output_tokens,
-            usage.metadata,
+            &usage.metadata,
             hex::encode(booked.fingerprint),
-        ])
+        )
     });
     let sums = ledger.sums();
     let days = sums
         .iter()
         .map(|((user, day, model), sum)| json!([user.as_str(), day, model, sum.spent, sum.entries, sum.input_tokens, sum.output_tokens]));
     let of_all = ledger.sums_of_all();
-    let of_all = of_all.iter().map(|(day, sum)| json!([day, sum.spent, sum.entries]));
+    let of_all = of_all.iter().map(|(day, sum)| (day, sum.spent, sum.entries));
     let touched: Vec<&Hold> = ledger.touched_holds.iter().filter_map(|id| ledger.holds.get(id)).collect();
     let mut users: HashMap<&UserId, (i64, i64)> = touched.iter().map(|hold| (&hold.user_id, (0, 0))).collect();
     for ((user, _, _), sum) in &sums {
         let total = users.entry(user).or_default();
         *total = (total.0.saturating_add(sum.spent), total.1 + sum.entries);
     }
-    let users = users.iter().map(|(user, (spent, entries))| json!([user.as_str(), spent, entries]));
+    let users = users.iter().map(|(user, (spent, entries))| (user.as_str(), spent, entries));
     let audits = ledger.corrections.iter().map(|correction| {
         let change = json!({"correction": correction.id, "amount": correction.amount.decimal(), "model": correction.model});
-        json!([correction.key_id, correction.user_id.as_str(), change.to_string(), correction.reason])
+        (&correction.key_id, correction.user_id.as_str(), change.to_string(), &correction.reason)
     });
-    let rows = |rows: Value| rows.to_string();
-    let query = sqlx::query(WRITE).bind(rows(entries.collect())).bind(rows(days.collect())).bind(rows(of_all.collect()));
-    let query = query.bind(rows(users.collect())).bind(rows(touched.into_iter().map(super::holds::row).collect()));
-    query.bind(rows(audits.collect())).bind(micros(now)).execute(db).await?;
+    let query = sqlx::query(WRITE).bind(rows(entries)?).bind(rows(days)?).bind(rows(of_all)?).bind(rows(users)?);
+    let query = query.bind(rows(touched.into_iter().map(super::holds::row))?).bind(rows(audits)?);
+    query.bind(micros(now)).execute(db).await?;
     Ok(())
+}
+
+/// A column of `ledger_batch`: a JSON list of rows.
+fn rows(rows: impl Iterator<Item = impl Serialize>) -> Result<String, StoreError> {
+    serde_json::to_string(&rows.collect::<Vec<_>>()).map_err(|error| corrupt(&error.to_string()))
 }
 
 /// What each of `users` spent on the days from `first` to before `end`.

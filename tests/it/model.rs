@@ -34,7 +34,7 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(id, user, nanos, hours_ago)| Step::Spend { id, user, nanos, hours_ago }),
         5 => (id.clone(), user.clone(), 1..60_u16, ttl.clone(), any::<bool>())
             .prop_map(|(id, user, nanos, ttl, reduce)| Step::Hold { id, user, nanos, ttl, reduce }),
-        4 => (id.clone(), nanos.clone()).prop_map(|(id, nanos)| Step::Capture { id, nanos }),
+        4 => (id.clone(), nanos).prop_map(|(id, nanos)| Step::Capture { id, nanos }),
         2 => id.clone().prop_map(|id| Step::Release { id }),
         2 => (id.clone(), ttl).prop_map(|(id, ttl)| Step::Extend { id, ttl }),
         2 => (id, user, 1..60_u16, 0..80_u16).prop_map(|(id, user, nanos, hours_ago)| Step::Correct { id, user, nanos, hours_ago }),
@@ -194,12 +194,12 @@ async fn both(step: &Step, model: &mut Model, app: &mut TestApp) -> (String, Str
             let if_short = if *reduce { "reduce" } else { "refuse" };
             let body = json!({"id": format!("h{id}"), "user_id": USERS[*user], "estimated_cost": dollars(i64::from(*nanos)),
                 "ttl_seconds": ttl, "if_short": if_short});
-            let answer = app.post("/v1/holds", &body).await;
+            let (answer, text) = (app.post("/v1/holds", &body).await, body.to_string());
             let amount = |answer: &crate::app::Answer| answer.json()["hold"]["amount"].to_string();
             let real = if answer.status == 200 { format!("{} {}", said(&answer), amount(&answer)) } else { said(&answer) };
             let number = |nanos: i64| serde_json::from_str::<Value>(&dollars(nanos)).unwrap().to_string();
             let plain = match model.holds.iter().find(|hold| hold.id == *id) {
-                Some(hold) if hold.body == body.to_string() => format!("repeated {}", number(hold.nanos)),
+                Some(hold) if hold.body == text => format!("repeated {}", number(hold.nanos)),
                 Some(_) => "id_reused".to_owned(),
                 None => {
                     let wanted = i64::from(*nanos);
@@ -208,7 +208,7 @@ async fn both(step: &Step, model: &mut Model, app: &mut TestApp) -> (String, Str
                         "done null".to_owned()
                     } else {
                         let expires_at = now + TimeDelta::seconds(i64::from(*ttl));
-                        model.holds.push(PlainHold { id: *id, body: body.to_string(), user: *user, nanos: most, expires_at, end: None });
+                        model.holds.push(PlainHold { id: *id, body: text, user: *user, nanos: most, expires_at, end: None });
                         format!("done {}", number(most))
                     }
                 }
