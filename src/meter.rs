@@ -107,12 +107,18 @@ impl Meter {
         let (answer, answered) = oneshot::channel();
         self.queue.try_send(Request { operation, present, answer }).map_err(|error| match error {
             TrySendError::Full(_) => WriteError::Busy,
-            TrySendError::Closed(_) => WriteError::Unconfirmed,
+            TrySendError::Closed(_) => self.unconfirmed(),
         })?;
         match tokio::time::timeout(DEADLINE, answered).await {
             Ok(Ok(result)) => result,
-            Ok(Err(_)) | Err(_) => Err(WriteError::Unconfirmed),
+            Ok(Err(_)) | Err(_) => Err(self.unconfirmed()),
         }
+    }
+
+    /// The store hangs, or the writer is gone: until a write is confirmed, what is spent is not counted.
+    fn unconfirmed(&self) -> WriteError {
+        self.shown.health.set(false);
+        WriteError::Unconfirmed
     }
 
     /// Forgets what is held of a user whose record was changed elsewhere: the next check reads it again.
@@ -125,9 +131,9 @@ impl Meter {
         self.shown.users.forget_all();
     }
 
-    /// Whether the last write was confirmed. While it was not, what is spent is not counted.
-    pub fn is_writable(&self) -> bool {
-        self.shown.health.is_writable()
+    /// Whether the last write was confirmed, and none hangs. While it is not so, what is spent is not counted.
+    pub fn is_writable(&self, now: DateTime<Utc>) -> bool {
+        self.shown.health.is_writable(now)
     }
 
     /// One user at `now`.
@@ -162,8 +168,10 @@ impl Meter {
     /// Reads users from the store, and keeps those that exist: asking for others leaves no trace.
     async fn load(&self, users: &[UserId], now: DateTime<Utc>) -> Result<std::collections::HashMap<UserId, Arc<Payer>>, StoreError> {
         let loading = self.shown.users.begin_load(users.to_vec());
-        let mut db = self.store.reader().await?;
-        let loaded = load::payers(&mut db, &self.catalogue, users, now).await?;
+        // One moment for all statements: what is captured between two of them would be neither spent nor held.
+        let mut tx = self.store.begin_read().await?;
+        let loaded = load::payers(tx.connection()?, &self.catalogue, users, now).await?;
+        tx.commit().await?;
         let keep = |(user, payer): (UserId, Payer)| {
             let payer = Arc::new(payer);
             if payer.exists {
@@ -180,8 +188,9 @@ impl Meter {
             return Ok(budgets);
         }
         let loading = self.shown.all.begin_load(vec![()]);
-        let mut db = self.store.reader().await?;
-        let all = Arc::new(load::all(&mut db, now).await?);
+        let mut tx = self.store.begin_read().await?;
+        let all = Arc::new(load::all(tx.connection()?, now).await?);
+        tx.commit().await?;
         loading.keep(&(), &all);
         all.budgets(Scope::Global, limits, None, now).ok_or_else(StoreError::torn)
     }

@@ -100,6 +100,13 @@ impl Store {
         tx.commit().await
     }
 
+    /// Reads of one moment, however many statements they take.
+    pub async fn begin_read(&self) -> Result<Tx, StoreError> {
+        let mut tx = Tx { connection: Some(self.reader().await?) };
+        sqlx::query("BEGIN").execute(tx.connection()?).await?;
+        Ok(tx)
+    }
+
     /// The one connection that writes, for statements that are atomic by themselves.
     pub async fn write_alone(&self) -> Result<Writing, StoreError> {
         Ok(Writing(Tx { connection: Some(self.writer.acquire().await?) }))
@@ -113,7 +120,7 @@ impl Store {
     }
 }
 
-/// A write transaction. Unless it is committed, its connection is thrown away: after a failed write SQLite may have rolled
+/// A transaction. Unless it is committed, its connection is thrown away: after a failed write SQLite may have rolled
 /// back by itself, and what follows on that connection would be acknowledged and lost.
 #[derive(Debug)]
 pub struct Tx {

@@ -151,7 +151,7 @@ BEGIN
     -- The sum of all users stops at the most that can be counted.
     INSERT INTO spend_by_day_of_all (day, spent, entries)
     SELECT value ->> 0, value ->> 1, value ->> 2 FROM json_each(NEW.days_of_all) WHERE true
-    ON CONFLICT (day) DO UPDATE SET spent = spent + MIN(excluded.spent, 9223372036854775807 - spent), entries = entries + excluded.entries;
+    ON CONFLICT (day) DO UPDATE SET spent = MAX(0, spent + MIN(excluded.spent, 9223372036854775807 - spent)), entries = entries + excluded.entries;
 
     INSERT INTO users (user_id, account_id, created_at, spent, entries)
     SELECT value ->> 0, value ->> 0, NEW.now, value ->> 1, value ->> 2 FROM json_each(NEW.users) WHERE true

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
+use chrono::SubsecRound;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
@@ -18,7 +19,7 @@ use crate::config::{AdminKey, Config};
 use crate::domain::catalogue::Catalogue;
 use crate::http::auth::{ENVIRONMENT_KEY_ID, KeyRing, Scopes, digest, new_key};
 use crate::http::{self, App};
-use crate::meter::Meter;
+use crate::meter::{Clock, Meter};
 use crate::store::keys::StoredKey;
 use crate::store::{Store, keys};
 use crate::sync::Rules;
@@ -36,13 +37,15 @@ pub struct Server {
 impl Server {
     /// Opens the store, listens, and serves until [`Server::stop`].
     pub async fn start(config: &Config, catalogue: Catalogue, machine: &Machine) -> anyhow::Result<Self> {
-        let lock = lock(&config.database)?;
+        // The store keeps microseconds; what memory holds must be the same to the last digit.
+        let (reads, lock) = (machine.clock.clone(), lock(&config.database)?);
+        let clock: Clock = Arc::new(move || reads().trunc_subsecs(6));
         let store = Store::open(&config.database).await.with_context(|| format!("{} cannot be opened", config.database.display()))?;
         let new_admin_key = first_key(&store, config.admin_api_key.as_ref(), machine).await?;
         let listener = TcpListener::bind(config.listen_addr).await.map_err(|error| cannot_listen(config.listen_addr, error))?;
         let address = listener.local_addr()?;
         let catalogue = Arc::new(catalogue);
-        let (meter, writer) = Meter::start(store.clone(), catalogue.clone(), machine.clock.clone());
+        let (meter, writer) = Meter::start(store.clone(), catalogue.clone(), clock.clone());
         let app = Arc::new(App {
             store: store.clone(),
             meter,
@@ -51,7 +54,7 @@ impl Server {
             webhook_secrets: config.webhook_secrets.clone(),
             rules: Rules { livemode: config.stripe.livemode },
             public_url: config.public_url.clone().unwrap_or_else(|| format!("http://{address}")),
-            clock: machine.clock.clone(),
+            clock,
         });
         let (stop, stopped) = oneshot::channel();
         let ended = tokio::spawn(async move {

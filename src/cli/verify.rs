@@ -17,11 +17,13 @@ pub async fn run(machine: &Machine) -> anyhow::Result<ExitCode> {
         bail!("there is no database at {}; `spendgate serve` makes it", config.database.display());
     }
     let store = Store::open(&config.database).await?;
-    let (counted, found) = verify::disagreements(&mut *store.reader().await?, SHOWN).await?;
+    let mut tx = store.begin_read().await?;
+    let (counted, found) = verify::disagreements(tx.connection()?, SHOWN).await?;
+    tx.commit().await?;
     store.close().await;
     for fault in &found {
-        let number = |number: Option<i64>| number.map_or("nothing".to_owned(), |number| number.to_string());
-        say(format_args!("{}: the counter says {}, its rows make {}", fault.what, number(fault.counter), number(fault.rows)));
+        let told = |sum: &Option<String>| sum.clone().unwrap_or_else(|| "nothing".to_owned());
+        say(format_args!("{}: the counter says {}, its rows make {}", fault.what, told(&fault.counter), told(&fault.rows)));
     }
     let (users, entries, holds) = (counted.users, counted.entries, counted.open_holds);
     say(format_args!("{users} users, {entries} entries, {holds} holds not ended: {} disagreements", found.len()));

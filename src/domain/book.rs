@@ -48,6 +48,8 @@ pub struct Book {
     open: Vec<Counter>,
     total: Money,
     holds: BTreeMap<(DateTime<Utc>, Arc<str>), Money>,
+    /// Where in `holds` each one is: whoever ends a hold need not know to the last digit when it would have expired.
+    expiries: HashMap<Arc<str>, DateTime<Utc>>,
     /// The sum of `holds`.
     promised: Money,
 }
@@ -62,7 +64,8 @@ impl Book {
             let spent = within.fold(Money::ZERO, |sum, (_, spent)| sum.saturating_add(*spent));
             Counter { period, window, spent }
         });
-        let mut book = Self { as_of: now, open: open.to_vec(), total, holds: BTreeMap::new(), promised: Money::ZERO };
+        let mut book =
+            Self { as_of: now, open: open.to_vec(), total, holds: BTreeMap::new(), expiries: HashMap::new(), promised: Money::ZERO };
         for hold in holds {
             book.hold(&hold);
         }
@@ -136,13 +139,15 @@ impl Book {
 
     /// The caller has asked [`Book::can_hold`].
     pub fn hold(&mut self, hold: &OpenHold) {
-        self.end_hold(hold.expires_at, &hold.id);
+        self.end_hold(&hold.id);
         self.promised = self.promised.saturating_add(hold.amount);
         self.holds.insert((hold.expires_at, hold.id.clone()), hold.amount);
+        self.expiries.insert(hold.id.clone(), hold.expires_at);
     }
 
     /// Ends a hold; one that is not here had expired.
-    pub fn end_hold(&mut self, expires_at: DateTime<Utc>, id: &Arc<str>) {
+    pub fn end_hold(&mut self, id: &Arc<str>) {
+        let Some(expires_at) = self.expiries.remove(id) else { return };
         if let Some(amount) = self.holds.remove(&(expires_at, id.clone())) {
             self.promised = self.promised.less(i128::from(amount.nanos()));
         }
@@ -150,9 +155,9 @@ impl Book {
 
     /// Forgets what has expired by `now`, and with it how things stood before.
     pub fn prune(&mut self, now: DateTime<Utc>) {
-        while let Some(((expires_at, id), _)) = self.holds.first_key_value().filter(|((expires_at, _), _)| *expires_at <= now) {
-            let (expires_at, id) = (*expires_at, id.clone());
-            self.end_hold(expires_at, &id);
+        while let Some(((_, id), _)) = self.holds.first_key_value().filter(|((expires_at, _), _)| *expires_at <= now) {
+            let id = id.clone();
+            self.end_hold(&id);
         }
         self.as_of = self.as_of.max(now);
     }
@@ -180,8 +185,8 @@ mod tests {
         let mut book = Book::new(at(0), &SpentByDay::new(), Money::ZERO, [hold("a", 5, 10), hold("b", 7, 20)]);
         let held = |book: &Book| [0, 9, 10, 19, 20].map(|seconds| book.held(at(seconds)).nanos());
         assert_eq!(held(&book), [12, 12, 7, 7, 0]);
-        book.end_hold(at(20), &"b".into());
-        book.end_hold(at(20), &"b".into());
+        book.end_hold(&"b".into());
+        book.end_hold(&"b".into());
         assert_eq!(held(&book), [5, 5, 0, 0, 0]);
         book.hold(&hold("a", 6, 10));
         assert_eq!(held(&book), [6, 6, 0, 0, 0]);

@@ -180,7 +180,7 @@ impl Ledger {
         }
         let payer = self.payers.get_mut(&hold.user_id).ok_or(Refusal::OutOfDate)?;
         for book in [&mut payer.book, &mut self.all] {
-            book.end_hold(hold.expires_at, &hold.id);
+            book.end_hold(&hold.id);
         }
         hold.expires_at = hold.expires_at.max(now + ttl);
         for book in [&mut payer.book, &mut self.all] {
@@ -228,8 +228,8 @@ impl Ledger {
 
     fn end_hold(&mut self, mut hold: Hold, end: HoldEnd) -> Result<Hold, Refusal> {
         let payer = self.payers.get_mut(&hold.user_id).ok_or(Refusal::OutOfDate)?;
-        payer.book.end_hold(hold.expires_at, &hold.id);
-        self.all.end_hold(hold.expires_at, &hold.id);
+        payer.book.end_hold(&hold.id);
+        self.all.end_hold(&hold.id);
         hold.end = Some(end);
         self.touched_holds.insert(hold.id.to_string());
         self.holds.insert(hold.id.to_string(), hold.clone());

@@ -7,6 +7,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
+use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
 
 use super::App;
@@ -24,6 +25,8 @@ use crate::store::StoreError;
 /// Users in one request.
 const MANY_MAX: usize = 1000;
 const BODY_BYTES_MAX: usize = 1024 * 1024;
+/// Reservations of one list that wait for the writer at the same time.
+const RESERVED_AT_ONCE: usize = 128;
 /// When to ask again after an answer that the store could not be read, in seconds.
 const RETRY_AFTER_SECONDS: u32 = 1;
 
@@ -145,10 +148,10 @@ async fn answers(app: &Arc<App>, asked: Vec<Asked>) -> Response {
             }
         }
     });
-    // Polled in their order, so that earlier ones are reserved first.
-    let results = futures_util::future::join_all(results).await;
+    // Begun in their order, so that earlier ones are reserved first, and not so many at once that others find the queue full.
+    let results: Vec<String> = stream::iter(results).buffered(RESERVED_AT_ONCE).collect().await;
     let response = holds::json_text(format!("{{\"results\":[{}]}}", results.join(",")));
-    with_retry(response, readable && app.meter.is_writable())
+    with_retry(response, readable && app.meter.is_writable(app.now()))
 }
 
 fn json(answer: &impl Serialize) -> String {
@@ -157,7 +160,7 @@ fn json(answer: &impl Serialize) -> String {
 
 async fn answer(app: &App, user: UserId, ask: Ask) -> Response {
     match app.meter.view(&user, app.now()).await {
-        Ok(view) => respond(DecisionView::of_view(app, &user, &view, ask), app.meter.is_writable()),
+        Ok(view) => respond(DecisionView::of_view(app, &user, &view, ask), app.meter.is_writable(app.now())),
         Err(error) => respond(unreadable(&error, DecisionView::unknown(app, &user, ask)), false),
     }
 }

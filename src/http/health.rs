@@ -17,7 +17,7 @@ pub async fn alive() -> Json<Value> {
 
 /// The store answers too, and how Stripe is listened to.
 pub async fn ready(State(app): State<Arc<App>>) -> Result<Json<Value>, Problem> {
-    if !app.meter.is_writable() {
+    if !app.meter.is_writable(app.now()) {
         return Err(Problem::new(
             ErrorCode::StoreUnavailable,
             "the last write was not confirmed; what is spent is not counted at the moment",

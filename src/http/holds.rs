@@ -16,6 +16,7 @@ use super::error::{ErrorCode, Problem};
 use super::usage::{Metadata, Tokens};
 use super::view::{Ask, DecisionView, Moment};
 use super::{App, page};
+use crate::domain::decide::decide;
 use crate::domain::money::Money;
 use crate::domain::operation::{Consumption, Hold, HoldAsk, HoldEnd, IfShort, Operation, Outcome};
 use crate::domain::user::UserId;
@@ -133,7 +134,8 @@ pub async fn reserve(app: &Arc<App>, ask: HoldAsk) -> Result<String, WriteError>
         // What is held for less than was asked is judged by what is held.
         let estimate = hold.map_or(question.estimate, |hold| hold.amount);
         let asked = Ask { model: question.model.clone(), estimate };
-        let decision = DecisionView::of(&shown, &user, standing, budgets, asked);
+        // If what is judged here cannot be written, this answer is never sent.
+        let decision = DecisionView::of(&shown, &user, standing, budgets, asked, decide(budgets, estimate));
         let hold = hold.map(|hold| HoldView::of(hold, hold.created_at));
         serde_json::to_string(&Reserved { hold, decision }).unwrap_or_default()
     });

@@ -119,12 +119,12 @@ pub struct Ask {
 
 impl<'c> DecisionView<'c> {
     pub fn of_view(app: &'c App, user: &UserId, view: &View<'c>, ask: Ask) -> Self {
-        Self::of(app, user, &view.standing, &view.budgets, ask)
+        let hard = view.budgets.iter().any(|budget| budget.thresholds.block.is_some());
+        let decision = if hard && !app.meter.is_writable(app.now()) { store_unavailable() } else { decide(&view.budgets, ask.estimate) };
+        Self::of(app, user, &view.standing, &view.budgets, ask, decision)
     }
 
-    pub fn of(app: &'c App, user: &UserId, standing: &Standing<'c>, budgets: &[Budget], ask: Ask) -> Self {
-        let hard = budgets.iter().any(|budget| budget.thresholds.block.is_some());
-        let decision = if hard && !app.meter.is_writable() { store_unavailable() } else { decide(budgets, ask.estimate) };
+    pub fn of(app: &'c App, user: &UserId, standing: &Standing<'c>, budgets: &[Budget], ask: Ask, decision: Decision) -> Self {
         let tier = standing.tier;
         let more = More::of(app, user, tier, &decision);
         let model = match decision.action {

@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use tokio::sync::mpsc;
 use tracing::{error, info};
 
@@ -33,21 +33,37 @@ pub struct Shown {
     pub health: Arc<Health>,
 }
 
+/// How long a write may be under way before the store counts as one that hangs.
+const HANGS_AFTER: TimeDelta = TimeDelta::seconds(5);
+
 /// Whether what is spent can be booked.
 #[derive(Debug, Default)]
 pub struct Health {
     unconfirmed: AtomicBool,
+    /// Since when a write is under way, in microseconds since 1970; 0 is none.
+    writing_since: AtomicI64,
 }
 
 impl Health {
-    pub fn is_writable(&self) -> bool {
-        !self.unconfirmed.load(Ordering::Acquire)
+    pub fn is_writable(&self, now: DateTime<Utc>) -> bool {
+        let since = self.writing_since.load(Ordering::Acquire);
+        let hangs = since != 0 && HANGS_AFTER.num_microseconds().is_some_and(|most| most < now.timestamp_micros() - since);
+        !hangs && !self.unconfirmed.load(Ordering::Acquire)
     }
 
-    fn set(&self, confirmed: bool) {
+    /// A write was confirmed, or was not.
+    pub fn set(&self, confirmed: bool) {
         if self.unconfirmed.swap(!confirmed, Ordering::AcqRel) && confirmed {
             info!("writes are confirmed again");
         }
+    }
+
+    fn begin(&self, now: DateTime<Utc>) {
+        self.writing_since.store(now.timestamp_micros(), Ordering::Release);
+    }
+
+    fn end(&self) {
+        self.writing_since.store(0, Ordering::Release);
     }
 }
 
@@ -84,15 +100,25 @@ impl Writer {
 
     /// While the store does not confirm, callers are told not to spend, so that nobody would write and find out that it is back.
     async fn probe(&self) {
-        if !self.shown.health.is_writable() {
-            self.shown.health.set(self.store.probe((self.clock)()).await.is_ok());
+        let now = (self.clock)();
+        if !self.shown.health.is_writable(now) {
+            self.shown.health.set(self.store.probe(now).await.is_ok());
         }
     }
 
     async fn answer(&self, batch: Vec<Request>) {
-        match self.write(&batch, (self.clock)()).await {
-            Ok(replies) => {
-                self.shown.health.set(true);
+        let now = (self.clock)();
+        self.shown.health.begin(now);
+        let written = self.write(&batch, now).await;
+        self.shown.health.end();
+        match written {
+            Ok((replies, wrote)) => {
+                // A batch of repeats and refusals wrote nothing, and proves nothing.
+                if wrote {
+                    self.shown.health.set(true);
+                } else {
+                    self.probe().await;
+                }
                 for (request, reply) in batch.into_iter().zip(replies) {
                     // A caller that went away has no use for the answer.
                     let _ = request.answer.send(reply);
@@ -108,7 +134,8 @@ impl Writer {
         }
     }
 
-    async fn write(&self, batch: &[Request], now: DateTime<Utc>) -> Result<Vec<Result<Reply, WriteError>>, StoreError> {
+    /// The answers, and whether anything was written.
+    async fn write(&self, batch: &[Request], now: DateTime<Utc>) -> Result<(Vec<Result<Reply, WriteError>>, bool), StoreError> {
         // This task alone writes the ledger, so what it reads here still holds when it writes, without a transaction around both.
         let mut writing = self.store.write_alone().await?;
         let db = writing.connection()?;
@@ -124,7 +151,7 @@ impl Writer {
             writing.done();
             committing_users.nothing();
             committing_all.nothing();
-            return Ok(replies);
+            return Ok((replies, false));
         }
         ledger::write(db, &ledger, now).await?;
         writing.done();
@@ -141,7 +168,7 @@ impl Writer {
         } else {
             committing_all.nothing();
         }
-        Ok(replies)
+        Ok((replies, true))
     }
 
     fn step(&self, ledger: &mut Ledger, request: &Request, now: DateTime<Utc>) -> Result<Reply, WriteError> {

@@ -24,8 +24,8 @@ const WRITE: &str = "INSERT INTO ledger_batch (entries, days, days_of_all, users
 const DAYS: &str = "SELECT user_id, day, CAST(SUM(spent) AS BIGINT) AS spent FROM spend_by_day \
      WHERE user_id IN (SELECT value FROM json_each($1)) AND $2 <= day AND day < $3 GROUP BY user_id, day";
 const DAYS_OF_ALL: &str = "SELECT day, spent FROM spend_by_day_of_all WHERE $1 <= day AND day < $2";
-const STRETCH: &str =
-    "SELECT CAST(COALESCE(SUM(cost), 0) AS BIGINT) FROM usage WHERE user_id = $1 AND $2 <= happened_at AND happened_at < $3";
+const STRETCH: &str = "SELECT CAST(COALESCE(SUM(CASE WHEN kind = 'correction' THEN -cost ELSE cost END), 0) AS BIGINT) FROM usage \
+     WHERE user_id = $1 AND $2 <= happened_at AND happened_at < $3";
 const WHOLE_DAYS: &str = "SELECT CAST(COALESCE(SUM(spent), 0) AS BIGINT) FROM spend_by_day WHERE user_id = $1 AND $2 <= day AND day < $3";
 const ENTRIES: &str = "SELECT seq, id, kind, cost, happened_at, recorded_at, model, provider, input_tokens, output_tokens, metadata FROM usage \
      WHERE user_id = $1 AND (happened_at < $2 OR (happened_at = $2 AND seq < $3)) AND $4 <= happened_at AND happened_at < $5 \

@@ -1,5 +1,8 @@
 //! Recomputes every counter from the rows that it counts.
 
+use std::collections::{BTreeSet, HashMap};
+
+use futures_util::TryStreamExt;
 use sqlx::Row;
 
 use super::{Connection, StoreError};
@@ -9,33 +12,33 @@ use super::{Connection, StoreError};
 pub struct Disagreement {
     /// Which counter: of a user, of a day, of a hold.
     pub what: String,
-    /// What stands in the counter, and what its rows make; nano-dollars, or a number of entries. `None` is a missing row.
-    pub counter: Option<i64>,
-    pub rows: Option<i64>,
+    /// What stands in the counter, and what its rows make. `None` is a missing row.
+    pub counter: Option<String>,
+    pub rows: Option<String>,
 }
 
-/// Each gives (what, counter, rows) for whatever does not agree. The left and the right side are compared both ways, so that a
-/// counter without rows is found as well as rows without a counter.
-const CHECKS: [&str; 5] = [
-    "WITH r AS (SELECT user_id, SUM(CASE WHEN kind = 'correction' THEN -cost ELSE cost END) AS n FROM usage GROUP BY user_id) \
-     SELECT 'lifetime spend of user ' || COALESCE(users.user_id, r.user_id) AS what, users.spent AS counter, r.n AS made \
-     FROM users FULL JOIN r ON r.user_id = users.user_id WHERE COALESCE(users.spent, -1) <> COALESCE(r.n, 0) LIMIT $1",
-    "WITH r AS (SELECT user_id, COUNT(*) AS n FROM usage GROUP BY user_id) \
-     SELECT 'entries of user ' || COALESCE(users.user_id, r.user_id) AS what, users.entries AS counter, r.n AS made \
-     FROM users FULL JOIN r ON r.user_id = users.user_id WHERE COALESCE(users.entries, -1) <> COALESCE(r.n, 0) LIMIT $1",
+/// Each gives (what, counter, made) for whatever does not agree. The left and the right side are compared both ways, so that a
+/// counter without rows is found as well as rows without a counter. Amounts are nano-dollars.
+const CHECKS: [&str; 3] = [
+    "WITH r AS (SELECT user_id, SUM(CASE WHEN kind = 'correction' THEN -cost ELSE cost END) || ' in ' || COUNT(*) || ' entries' AS n \
+     FROM usage GROUP BY user_id), c AS (SELECT user_id, spent || ' in ' || entries || ' entries' AS n FROM users) \
+     SELECT 'lifetime spend of user ' || COALESCE(c.user_id, r.user_id) AS what, c.n AS counter, r.n AS made \
+     FROM c FULL JOIN r ON r.user_id = c.user_id WHERE COALESCE(c.n, '') <> COALESCE(r.n, '0 in 0 entries') LIMIT $1",
     "WITH r AS (SELECT user_id, happened_at / 86400000000 AS day, COALESCE(model, '') AS model, \
-     SUM(CASE WHEN kind = 'correction' THEN -cost ELSE cost END) AS n FROM usage GROUP BY 1, 2, 3) \
-     SELECT 'spend of user ' || COALESCE(s.user_id, r.user_id) || ' on day ' || COALESCE(s.day, r.day) || ' with model \"' || \
-     COALESCE(s.model, r.model) || '\"' AS what, s.spent AS counter, r.n AS made \
-     FROM spend_by_day AS s FULL JOIN r ON r.user_id = s.user_id AND r.day = s.day AND r.model = s.model \
-     WHERE COALESCE(s.spent, -1) <> COALESCE(r.n, 0) LIMIT $1",
-    "WITH r AS (SELECT day, SUM(spent) AS n FROM spend_by_day GROUP BY day) \
-     SELECT 'spend of all on day ' || COALESCE(s.day, r.day) AS what, s.spent AS counter, r.n AS made \
-     FROM spend_by_day_of_all AS s FULL JOIN r ON r.day = s.day WHERE COALESCE(s.spent, -1) <> COALESCE(r.n, 0) LIMIT $1",
-    "WITH r AS (SELECT id, cost AS n FROM usage WHERE kind = 'capture'), h AS (SELECT id, captured FROM holds WHERE captured IS NOT NULL) \
-     SELECT 'captured cost of hold ' || COALESCE(h.id, r.id) AS what, h.captured AS counter, r.n AS made \
-     FROM h FULL JOIN r ON r.id = h.id WHERE COALESCE(h.captured, -1) <> COALESCE(r.n, -2) LIMIT $1",
+     SUM(CASE WHEN kind = 'correction' THEN -cost ELSE cost END) || ' in ' || COUNT(*) || ' entries of ' || \
+     COALESCE(SUM(input_tokens), 0) || '+' || COALESCE(SUM(output_tokens), 0) || ' tokens' AS n FROM usage GROUP BY 1, 2, 3), \
+     c AS (SELECT user_id, day, model, spent || ' in ' || entries || ' entries of ' || input_tokens || '+' || output_tokens || ' tokens' AS n \
+     FROM spend_by_day) \
+     SELECT 'spend of user ' || COALESCE(c.user_id, r.user_id) || ' on day ' || COALESCE(c.day, r.day) || ' with model \"' || \
+     COALESCE(c.model, r.model) || '\"' AS what, c.n AS counter, r.n AS made \
+     FROM c FULL JOIN r ON r.user_id = c.user_id AND r.day = c.day AND r.model = c.model WHERE COALESCE(c.n, '') <> COALESCE(r.n, '') LIMIT $1",
+    "WITH r AS (SELECT id, cost || ' by ' || user_id AS n FROM usage WHERE kind = 'capture'), \
+     c AS (SELECT id, captured || ' by ' || user_id AS n FROM holds WHERE captured IS NOT NULL) \
+     SELECT 'captured cost of hold ' || COALESCE(c.id, r.id) AS what, c.n AS counter, r.n AS made \
+     FROM c FULL JOIN r ON r.id = c.id WHERE COALESCE(c.n, '') <> COALESCE(r.n, '') LIMIT $1",
 ];
+const DAYS: &str = "SELECT day, spent, entries FROM spend_by_day";
+const DAYS_OF_ALL: &str = "SELECT day, spent, entries FROM spend_by_day_of_all";
 
 /// What was looked at.
 #[derive(Clone, Copy, Debug)]
@@ -56,7 +59,30 @@ pub async fn disagreements(db: &mut Connection, most: i64) -> Result<(Counted, V
             found.push(Disagreement { what: row.try_get("what")?, counter: row.try_get("counter")?, rows: row.try_get("made")? });
         }
     }
+    let (rows, counters) = (by_day(db, DAYS).await?, by_day(db, DAYS_OF_ALL).await?);
+    let days: BTreeSet<i64> = rows.keys().chain(counters.keys()).copied().collect();
+    // A sum that cannot be counted stops at the most that can, and is no longer exact.
+    let countable = |day: &i64| rows.get(day).is_none_or(|(spent, _)| *spent < i128::from(i64::MAX));
+    let differ = days.iter().filter(|day| countable(day) && rows.get(day) != counters.get(day));
+    let told = |sum: Option<&(i128, i64)>| sum.map(|(spent, entries)| format!("{spent} in {entries} entries"));
+    found.extend(differ.take(usize::try_from(most).unwrap_or(usize::MAX)).map(|day| Disagreement {
+        what: format!("spend of all on day {day}"),
+        counter: told(counters.get(day)),
+        rows: told(rows.get(day)),
+    }));
     let row = sqlx::query(COUNTED).fetch_one(db).await?;
     let counted = Counted { users: row.try_get("users")?, entries: row.try_get("entries")?, open_holds: row.try_get("open_holds")? };
     Ok((counted, found))
+}
+
+/// The sums of (spent, entries) by day, wider than the database can add.
+async fn by_day(db: &mut Connection, query: &'static str) -> Result<HashMap<i64, (i128, i64)>, StoreError> {
+    let mut days: HashMap<i64, (i128, i64)> = HashMap::new();
+    let mut rows = sqlx::query(query).fetch(db);
+    while let Some(row) = rows.try_next().await? {
+        let (spent, entries): (i64, i64) = (row.try_get("spent")?, row.try_get("entries")?);
+        let sum = days.entry(row.try_get("day")?).or_default();
+        *sum = (sum.0 + i128::from(spent), sum.1 + entries);
+    }
+    Ok(days)
 }

@@ -60,7 +60,7 @@ async fn rename(app: &TestApp, tables: &[&str], away: bool) {
 /// Lets every write fail while reads go on, as a full disk does.
 async fn refuse_writes(app: &TestApp, refuse: bool) {
     let pool = sqlx::SqlitePool::connect_with(sqlx::sqlite::SqliteConnectOptions::new().filename(app.database())).await.unwrap();
-    for (table, when) in [("usage", "INSERT"), ("probe", "INSERT"), ("probe", "UPDATE")] {
+    for (table, when) in [("usage", "INSERT"), ("holds", "INSERT"), ("probe", "INSERT"), ("probe", "UPDATE")] {
         let name = format!("refuse_{table}_{when}");
         let sql = match refuse {
             true => format!("CREATE TRIGGER {name} BEFORE {when} ON {table} BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END"),
@@ -117,6 +117,11 @@ async fn while_nothing_can_be_written_hard_limits_block_though_memory_knows_bett
         // What is spent now is not counted, so a hard limit would not hold; a tier that never blocks has none.
         assert_eq!((reason("u").await.as_str(), reason("big").await.as_str()), ("store_unavailable", "within_budget"));
         assert_eq!(app.check("u").await["tier"], "free");
+        // Repeats and refusals write nothing, and prove nothing.
+        let repeat = serde_json::json!({"id": "a", "user_id": "u", "cost": "0.01"});
+        assert_eq!(app.post("/v1/usage", &repeat).await.ok()["repeated"], true);
+        app.post("/v1/holds/none/release", "").await.problem(404, "hold_not_found");
+        assert_eq!(reason("u").await, "store_unavailable");
         app.get("/readyz").await.problem(503, "store_unavailable");
         refuse_writes(app, false).await;
         // Blocked callers write nothing, so the service finds out by itself.
@@ -125,6 +130,12 @@ async fn while_nothing_can_be_written_hard_limits_block_though_memory_knows_bett
         }
         app.post("/v1/usage", &body).await.ok();
         assert_eq!(app.check("u").await["budgets"][0]["spent"], 0.02);
+        // A hold that is the first write after an outage is answered as what it is.
+        refuse_writes(app, true).await;
+        let hold = serde_json::json!({"id": "h", "user_id": "u", "estimated_cost": 0.01});
+        app.post("/v1/holds", &hold).await.problem(503, "store_unavailable");
+        refuse_writes(app, false).await;
+        assert_eq!(app.post("/v1/holds", &hold).await.ok()["reason"], "within_budget");
     })
     .await;
 }

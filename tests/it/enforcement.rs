@@ -127,10 +127,16 @@ async fn a_billing_budget_follows_the_subscriptions_own_period() {
         let budget = billing(app).await;
         // From 10:00 on the 12th: what was spent at noon and at the very edge, not what came a microsecond before.
         assert_eq!((&budget["resets_at"], &budget["spent"]), (&json!("2026-02-12T10:00:00Z"), &json!(0.3125)));
+        // A correction lowers the window that it falls into, at its edge too.
+        let correction = json!({"id": "c", "user_id": "u", "amount": "0.03125", "reason": "test", "time": "2026-01-12T11:00:00Z"});
+        app.post("/v1/corrections", &correction).await.ok();
+        assert_eq!(billing(app).await["spent"], json!(0.28125));
+        app.restart().await;
+        assert_eq!(billing(app).await["spent"], json!(0.28125));
         app.advance(TimeDelta::days(3));
         app.spend("after", "u", "0.5").await;
         app.restart().await;
-        assert_eq!(billing(app).await["spent"], json!(0.8125));
+        assert_eq!(billing(app).await["spent"], json!(0.78125));
         app.set_clock("2026-02-12T10:00:00Z");
         assert_eq!(billing(app).await["spent"], json!(0));
     })

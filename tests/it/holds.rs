@@ -137,6 +137,28 @@ async fn a_released_hold_gives_everything_back() {
 }
 
 #[tokio::test]
+async fn a_hold_ends_whole_also_on_a_clock_of_nanoseconds() {
+    on_each_database(TIERS, async |app| {
+        app.set_clock("2026-01-12T12:00:00.123456789Z");
+        for (id, end) in [("r", "release"), ("c", "capture"), ("e", "extend")] {
+            app.post("/v1/holds", ask(id, "u", 0.02)).await.ok();
+            let body = match end {
+                "capture" => json!({"cost": 0.001}).to_string(),
+                "extend" => json!({"ttl_seconds": 900}).to_string(),
+                _ => String::new(),
+            };
+            app.advance(TimeDelta::nanoseconds(1_234_567));
+            app.post(&format!("/v1/holds/{id}/{end}"), body).await.ok();
+        }
+        let from_memory = daily(app, "u").await;
+        assert_eq!(from_memory, (json!("ALLOW"), json!(0.001), json!(0.02)));
+        app.restart().await;
+        assert_eq!(daily(app, "u").await, from_memory);
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_hold_that_is_short_may_take_what_is_left() {
     on_each_database(TIERS, async |app| {
         app.spend("s", "u", "0.03").await;
@@ -296,7 +318,7 @@ async fn a_correction_takes_back_what_is_booked_and_is_audited() {
         sqlx::query("UPDATE users SET spent = spent + 1").execute(&pool).await.unwrap();
         sqlx::query("DELETE FROM usage WHERE kind = 'correction'").execute(&pool).await.unwrap();
         let told = verify(app);
-        assert!(told.contains("lifetime spend of user u: the counter says 60000001, its rows make 100000000"), "{told}");
+        assert!(told.contains("lifetime spend of user u: the counter says 60000001 in 2 entries, its rows make 100000000 in 1 entries"), "{told}");
     })
     .await;
 }
