@@ -288,3 +288,23 @@ fn changed_users(ledger: &Ledger) -> BTreeSet<UserId> {
     let by_holds = ledger.touched_holds.iter().filter_map(|id| ledger.holds.get(id)).map(|hold| hold.user_id.clone());
     by_entries.chain(by_holds).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_write_that_hangs_counts_as_a_store_that_is_down() {
+        let health = Health::default();
+        let at = |micros: i64| DateTime::from_timestamp_micros(1_768_219_200_000_000 + micros).unwrap_or_default();
+        health.begin(at(0));
+        assert!(health.is_writable(at(5_000_000)));
+        assert!(!health.is_writable(at(5_000_001)));
+        health.end();
+        assert!(health.is_writable(at(60_000_000)));
+        health.set(false);
+        assert!(!health.is_writable(at(60_000_000)));
+        health.set(true);
+        assert!(health.is_writable(at(60_000_000)));
+    }
+}
