@@ -6,6 +6,7 @@ mod app;
 mod auth;
 mod cli;
 mod demo_routes;
+mod disk_full;
 mod durability;
 mod enforcement;
 mod events;
