@@ -109,10 +109,7 @@ pub async fn several(
     }
     match if is_list { None } else { asked.pop() } {
         Some(Asked::Check(user, ask)) => Ok(answer(&app, user, ask).await),
-        Some(Asked::Reserve(ask)) => {
-            let answer = holds::reserve(&app, ask).await.map_err(|error| Problem::from_write(error, false))?;
-            Ok(holds::json_text(answer))
-        }
+        Some(Asked::Reserve(ask)) => Ok(holds::json_text(holds::reserve(&app, ask).await?)),
         None => Ok(answers(&app, asked).await),
     }
 }
@@ -143,7 +140,7 @@ async fn answers(app: &Arc<App>, asked: Vec<Asked>) -> Response {
                 Ok(text) => text,
                 Err(ask) => match holds::reserve(app, ask).await {
                     Ok(text) => text,
-                    Err(error) => json(&Problem::from_write(error, false)),
+                    Err(problem) => json(&problem),
                 },
             }
         }

@@ -18,7 +18,7 @@ use super::view::{Ask, DecisionView, Moment};
 use super::{App, page};
 use crate::domain::decide::decide;
 use crate::domain::money::Money;
-use crate::domain::operation::{Consumption, Hold, HoldAsk, HoldEnd, IfShort, Operation, Outcome};
+use crate::domain::operation::{Consumption, Hold, HoldAsk, HoldEnd, IfShort, Operation, Outcome, Refusal};
 use crate::domain::user::UserId;
 use crate::meter::{Present, WriteError};
 use crate::store::holds;
@@ -128,7 +128,7 @@ struct Reserved<'c> {
 }
 
 /// Decides and reserves in one step. The answer is JSON text: a repeat is answered with the very first one.
-pub async fn reserve(app: &Arc<App>, ask: HoldAsk) -> Result<String, WriteError> {
+pub async fn reserve(app: &Arc<App>, ask: HoldAsk) -> Result<String, Problem> {
     let (shown, question, user) = (app.clone(), ask.clone(), ask.user_id.clone());
     let present: Present = Box::new(move |hold, standing, budgets| {
         // What is held for less than was asked is judged by what is held.
@@ -139,7 +139,12 @@ pub async fn reserve(app: &Arc<App>, ask: HoldAsk) -> Result<String, WriteError>
         let hold = hold.map(|hold| HoldView::of(hold, hold.created_at));
         serde_json::to_string(&Reserved { hold, decision }).unwrap_or_default()
     });
-    let reply = app.meter.submit(Operation::Hold(ask), Some(present)).await?;
+    let reply = app.meter.submit(Operation::Hold(ask), Some(present)).await.map_err(|error| match error {
+        WriteError::Refused(refusal @ Refusal::TotalOutOfRange { .. }) => {
+            Problem::invalid("estimated_cost", format!("does not fit: {refusal}"))
+        }
+        WriteError::Refused(_) | WriteError::Busy | WriteError::Unconfirmed => Problem::from_write(error, false),
+    })?;
     let repeated = matches!(reply.outcome, Outcome::Held { repeated: true, .. });
     let answer = reply.answer.unwrap_or_default();
     Ok(format!("{{\"repeated\":{repeated},{}", answer.strip_prefix('{').unwrap_or("}")))
@@ -171,8 +176,7 @@ pub async fn create(
     require(&app, &headers, Scope::Write).await?;
     let new: NewHold = body::one(&body::read(body, BODY_BYTES_MAX).await?)?;
     let ask = hold_ask(new.id, new.user_id, new.estimated_cost, new.model, new.ttl_seconds, new.if_short)?;
-    let answer = reserve(&app, ask).await.map_err(|error| Problem::from_write(error, false))?;
-    Ok(json_text(answer))
+    Ok(json_text(reserve(&app, ask).await?))
 }
 
 #[derive(Debug, Deserialize)]

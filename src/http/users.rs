@@ -14,9 +14,9 @@ use serde_json::json;
 use super::auth::{Caller, Scope, require};
 use super::body::{self, Name, NoParams, Params, Time, UserPath};
 use super::error::{ErrorCode, Problem};
-use super::view::{BudgetView, Moment, SubscriptionView};
+use super::view::{BudgetView, Moment, SubscriptionView, judged};
 use super::{App, page};
-use crate::domain::decide::{Action, decide};
+use crate::domain::decide::Action;
 use crate::domain::money::Money;
 use crate::domain::user::{ManualTier, TierSource, UserId};
 use crate::meter::View;
@@ -60,7 +60,7 @@ struct UserView<'c> {
 }
 
 impl<'c> UserView<'c> {
-    fn of(user: &UserId, view: &View<'c>) -> Self {
+    fn of(app: &App, user: &UserId, view: &View<'c>) -> Self {
         let (standing, profile) = (&view.standing, &view.payer.profile);
         let manual = profile.manual.as_ref().filter(|_| standing.source == TierSource::Manual);
         Self {
@@ -76,7 +76,7 @@ impl<'c> UserView<'c> {
             stripe_customer: profile.stripe_customer.clone(),
             subscription: SubscriptionView::from(standing),
             grace_ends_at: standing.grant.grace_ends_at.map(Moment),
-            action: decide(&view.budgets, Money::ZERO).action,
+            action: judged(app, view, Money::ZERO).action,
             budgets: view.budgets.iter().map(BudgetView::from).collect(),
             lifetime: Lifetime { spent: view.payer.book.total(), entries: view.payer.entries },
         }
@@ -92,7 +92,7 @@ pub async fn show(
 ) -> Result<Response, Problem> {
     require(&app, &headers, Scope::Check).await?;
     let view = app.meter.view(&user, app.now()).await?;
-    Ok(Json(UserView::of(&user, &view)).into_response())
+    Ok(Json(UserView::of(&app, &user, &view)).into_response())
 }
 
 #[derive(Debug, Deserialize)]
@@ -129,7 +129,7 @@ pub async fn list(State(app): State<Arc<App>>, headers: HeaderMap, Params(query)
             }
             last = user.as_str().to_owned();
             scanned += 1;
-            users.extend(Some(UserView::of(user, view)).filter(|view| wanted.holds(view)));
+            users.extend(Some(UserView::of(&app, user, view)).filter(|view| wanted.holds(view)));
         }
     }
     let next_cursor = more.then(|| page::cursor(&last));
@@ -247,7 +247,7 @@ pub async fn change(
     }
     tracing::info!(user = %user, key_id = %key_id, "user {user} was changed by key {key_id}");
     let view = app.meter.view(&user, now).await?;
-    Ok(Json(UserView::of(&user, &view)).into_response())
+    Ok(Json(UserView::of(&app, &user, &view)).into_response())
 }
 
 async fn write(

@@ -119,8 +119,7 @@ pub struct Ask {
 
 impl<'c> DecisionView<'c> {
     pub fn of_view(app: &'c App, user: &UserId, view: &View<'c>, ask: Ask) -> Self {
-        let hard = view.budgets.iter().any(|budget| budget.thresholds.block.is_some());
-        let decision = if hard && !app.meter.is_writable(app.now()) { store_unavailable() } else { decide(&view.budgets, ask.estimate) };
+        let decision = judged(app, view, ask.estimate);
         Self::of(app, user, &view.standing, &view.budgets, ask, decision)
     }
 
@@ -167,6 +166,13 @@ impl<'c> DecisionView<'c> {
             subscription: SubscriptionView::default(),
         }
     }
+}
+
+/// What the budgets say; but while nothing can be written what is spent is not counted, so where one of them blocks, nothing may be
+/// spent.
+pub fn judged(app: &App, view: &View<'_>, estimate: Money) -> Decision {
+    let hard = view.budgets.iter().any(|budget| budget.thresholds.block.is_some());
+    if hard && !app.meter.is_writable(app.now()) { store_unavailable() } else { decide(&view.budgets, estimate) }
 }
 
 /// The way to spend more, where there is one.

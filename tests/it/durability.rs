@@ -117,6 +117,7 @@ async fn while_nothing_can_be_written_hard_limits_block_though_memory_knows_bett
         // What is spent now is not counted, so a hard limit would not hold; a tier that never blocks has none.
         assert_eq!((reason("u").await.as_str(), reason("big").await.as_str()), ("store_unavailable", "within_budget"));
         assert_eq!(app.check("u").await["tier"], "free");
+        assert_eq!((&app.user("u").await["action"], &app.user("big").await["action"]), (&"BLOCK".into(), &"ALLOW".into()));
         // Repeats and refusals write nothing, and prove nothing.
         let repeat = serde_json::json!({"id": "a", "user_id": "u", "cost": "0.01"});
         assert_eq!(app.post("/v1/usage", &repeat).await.ok()["repeated"], true);

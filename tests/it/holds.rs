@@ -284,6 +284,11 @@ async fn holds_that_make_no_sense_are_refused_by_field() {
             check(json!({"id": "h", "user_id": "u", "estimated_cost": 1, "ttl_seconds": ttl}), "invalid_field", "ttl_seconds").await;
         }
         check(json!({"id": "h", "user_id": "u", "estimated_cost": 1, "if_short": "shrink"}), "invalid_field", "if_short").await;
+        app.put("/v1/users/big", json!({"tier": "enterprise", "reason": "test"})).await.ok();
+        for number in 0..9 {
+            app.post("/v1/holds", ask(&format!("b{number}"), "big", 1_000_000_000)).await.ok();
+        }
+        check(ask("b9", "big", 1_000_000_000), "invalid_field", "estimated_cost").await;
         check(json!({"id": "h", "user_id": "u", "estimated_cost": 1, "ttl": 5}), "unknown_field", "ttl").await;
         assert_eq!(app.user("u").await["known"], json!(false));
     })
