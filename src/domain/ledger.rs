@@ -1,5 +1,5 @@
 //! One step of the ledger: what is + operation + now → what shall be + the answer. Pure, so that the meter can run it for many
-//! callers inside one transaction.
+//! callers before one commit.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 

@@ -233,3 +233,37 @@ async fn kinds_that_we_do_not_know_are_taken_and_disputes_are_alerts() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_whose_sender_goes_away_is_applied_to_its_end_and_seen_by_the_next_check() {
+    on_each_database(TIERS, async |app| {
+        let [created, subscribed] = paying("u", "price_pro");
+        app.apply(created).await;
+        assert_eq!(tier(app, "u").await, "free");
+        // Another process writes, so the event waits for its turn while its sender hangs up.
+        let options = sqlx::sqlite::SqliteConnectOptions::new().filename(app.database());
+        let mut other = sqlx::ConnectOptions::connect(&options).await.unwrap();
+        sqlx::query("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
+        let body = subscribed.to_string();
+        let signature = Secret::new(WEBHOOK_SECRET).unwrap().sign(body.as_bytes(), app.now());
+        let length = body.len();
+        let request =
+            format!("POST /webhooks/stripe HTTP/1.1\r\nhost: x\r\nstripe-signature: {signature}\r\ncontent-length: {length}\r\n\r\n{body}");
+        let mut sender = tokio::net::TcpStream::connect(app.address()).await.unwrap();
+        tokio::io::AsyncWriteExt::write_all(&mut sender, request.as_bytes()).await.unwrap();
+        drop(sender);
+        // The service has seen the end of that connection before it answers others that came after it, some of them anew.
+        for _ in 0..50 {
+            assert_eq!(tier(app, "u").await, "free");
+        }
+        sqlx::query("ROLLBACK").execute(&mut other).await.unwrap();
+        let seen = async {
+            while tier(app, "u").await != "pro" {
+                tokio::task::yield_now().await;
+            }
+        };
+        // Not a measure: only so that a failure ends.
+        tokio::time::timeout(std::time::Duration::from_secs(30), seen).await.expect("the event was dropped with its sender");
+    })
+    .await;
+}
