@@ -3,6 +3,7 @@
 
 pub mod book;
 pub mod catalogue;
+pub mod changes;
 pub mod decide;
 pub mod ledger;
 pub mod money;

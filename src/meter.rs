@@ -2,6 +2,8 @@
 
 mod load;
 mod memory;
+mod pending;
+mod settler;
 mod writer;
 
 use std::fmt;
@@ -18,7 +20,8 @@ use crate::domain::decide::{Budget, Scope};
 use crate::domain::ledger::Payer;
 use crate::domain::operation::{Hold, Operation, Outcome, Receipt, Refusal, Usage};
 use crate::domain::user::{Standing, UserId};
-use crate::store::{Store, StoreError};
+use crate::store::{PoolConnection, Store, StoreError, holds};
+use pending::Pending;
 use writer::{Shown, Writer};
 
 /// Reads the clock. `main` makes the real one, tests one that they set.
@@ -84,12 +87,34 @@ impl fmt::Debug for Meter {
 
 impl Meter {
     /// Starts the writer. It ends, after what is queued, when the meter is dropped.
-    pub fn start(store: Store, catalogue: Arc<Catalogue>, clock: Clock) -> (Self, JoinHandle<()>) {
+    pub async fn start(store: Store, catalogue: Arc<Catalogue>, clock: Clock) -> Result<(Self, JoinHandle<()>), StoreError> {
         let (queue, waiting) = mpsc::channel(QUEUE_MAX);
-        let shown = Shown::default();
-        let writer = Writer { store: store.clone(), catalogue: catalogue.clone(), shown: shown.clone(), clock };
+        let last = store.last_batch().await?;
+        let shown = Shown { users: Arc::default(), all: Arc::default(), health: Arc::default(), pending: Arc::new(Pending::new(last)) };
+        let writer = Writer { store: store.clone(), catalogue: catalogue.clone(), shown: shown.clone(), clock, last, in_doubt: false };
         let writer = tokio::spawn(writer.run(waiting));
-        (Self { store, catalogue, shown, queue }, writer)
+        Ok((Self { store, catalogue, shown, queue }, writer))
+    }
+
+    /// A connection that sees everything that was acknowledged of these users.
+    pub async fn reader_of(&self, users: &[UserId]) -> Result<PoolConnection, StoreError> {
+        self.shown.pending.have(users).await?;
+        self.store.reader().await
+    }
+
+    /// A connection that sees everything that was acknowledged.
+    pub async fn reader(&self) -> Result<PoolConnection, StoreError> {
+        self.shown.pending.have_all().await?;
+        self.store.reader().await
+    }
+
+    /// A hold as it stands.
+    pub async fn hold(&self, id: &str) -> Result<Option<Hold>, StoreError> {
+        // What is pending is asked first: it may reach the tables meanwhile.
+        match self.shown.pending.hold(id) {
+            Some(hold) => Ok(Some(hold)),
+            None => Ok(holds::by_id(&mut *self.store.reader().await?, &[id]).await?.remove(id)),
+        }
     }
 
     /// Books usage, all of it or nothing. `Ok` means that it is on the disk.
@@ -168,6 +193,7 @@ impl Meter {
     /// Reads users from the store, and keeps those that exist: asking for others leaves no trace.
     async fn load(&self, users: &[UserId], now: DateTime<Utc>) -> Result<std::collections::HashMap<UserId, Arc<Payer>>, StoreError> {
         let loading = self.shown.users.begin_load(users.to_vec());
+        self.shown.pending.have(users).await?;
         // One moment for all statements: what is captured between two of them would be neither spent nor held.
         let mut tx = self.store.begin_read().await?;
         let loaded = load::payers(tx.connection()?, &self.catalogue, users, now).await?;
@@ -188,6 +214,7 @@ impl Meter {
             return Ok(budgets);
         }
         let loading = self.shown.all.begin_load(vec![()]);
+        self.shown.pending.have_all().await?;
         let mut tx = self.store.begin_read().await?;
         let all = Arc::new(load::all(tx.connection()?, now).await?);
         tx.commit().await?;

@@ -1,23 +1,26 @@
 //! What we remember; the only SQL.
 //!
-//! SQLite has one writer, so writes go through one connection and wait for it in order; reads have connections of their own.
+//! SQLite has one writer, so writes go through one connection and wait for it in order; reads have connections of their own. The
+//! ledger's batches do not wait for it: they are durable in a journal beside the database, and the tables follow.
 
 pub mod accounts;
 pub mod holds;
 pub mod inbox;
+pub mod journal;
 pub mod keys;
 pub mod ledger;
+mod settle;
 pub mod verify;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sqlx::pool::PoolConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{Sqlite, SqliteConnection};
 
 use crate::domain::operation::Fingerprint;
+use journal::{DROPPED_AT_ONCE, Journal, Numbered};
 
 /// The database failed, or refused. Callers cannot mend it, so there is nothing here to match on.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +28,11 @@ use crate::domain::operation::Fingerprint;
 pub struct StoreError(#[from] sqlx::Error);
 
 impl StoreError {
+    /// It took longer than anybody should wait.
+    pub fn late() -> Self {
+        Self(sqlx::Error::PoolTimedOut)
+    }
+
     /// What was read does not fit together.
     pub fn torn() -> Self {
         corrupt("what was read does not fit together")
@@ -39,6 +47,9 @@ impl From<sqlx::migrate::MigrateError> for StoreError {
 
 /// A connection, in or outside a transaction.
 pub type Connection = SqliteConnection;
+
+/// A connection that goes back to its pool.
+pub type PoolConnection = sqlx::pool::PoolConnection<Sqlite>;
 
 const PROBE: &str = "INSERT INTO probe (only, at) VALUES (1, $1) ON CONFLICT (only) DO UPDATE SET at = excluded.at";
 
@@ -56,40 +67,95 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long anybody waits for a connection before the store counts as failed.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Batches of the journal that are read at once.
+const LEFT_AT_ONCE: i64 = 256;
+
 /// The database.
 #[derive(Clone, Debug)]
 pub struct Store {
     readers: SqlitePool,
     writer: SqlitePool,
+    journal: Journal,
 }
 
 impl Store {
-    /// Opens the file, makes it where it is missing, and brings its schema up to date.
+    /// Opens the file, makes it where it is missing, brings its schema up to date, and its tables up to the journal.
     pub async fn open(path: &Path) -> Result<Self, StoreError> {
         // FULL: a commit is on the disk before it is answered, in WAL mode too.
-        let options = SqliteConnectOptions::new()
-            .filename(path)
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .busy_timeout(BUSY_TIMEOUT)
-            .foreign_keys(true)
-            .pragma("cache_size", CACHE_KIB)
-            .pragma("wal_autocheckpoint", CHECKPOINT_PAGES);
+        let file = |path: &Path| {
+            SqliteConnectOptions::new()
+                .filename(path)
+                .create_if_missing(true)
+                .journal_mode(SqliteJournalMode::Wal)
+                .synchronous(SqliteSynchronous::Full)
+                .busy_timeout(BUSY_TIMEOUT)
+                .foreign_keys(true)
+                .pragma("cache_size", CACHE_KIB)
+                .pragma("wal_autocheckpoint", CHECKPOINT_PAGES)
+        };
+        let options = file(path);
         let pool = |connections: u32| SqlitePoolOptions::new().max_connections(connections).acquire_timeout(ACQUIRE_TIMEOUT);
         let writer = pool(1).connect_with(options.clone()).await?;
         MIGRATIONS.run(&writer).await?;
         let readers = pool(READERS).connect_with(options).await?;
-        Ok(Self { readers, writer })
+        let journal = Journal::open(pool(1).connect_with(file(&journal_path(path))).await?).await?;
+        let store = Self { readers, writer, journal };
+        store.settle_what_is_left().await?;
+        Ok(store)
+    }
+
+    /// Brings the tables up to the journal, as after a kill; beside a running service too.
+    async fn settle_what_is_left(&self) -> Result<(), StoreError> {
+        let mut through = settle::through(&mut *self.reader().await?).await?;
+        if self.journal.ends().await?.is_some_and(|(first, _)| through + 1 < first) {
+            return Err(corrupt(
+                "the journal begins after what the tables have: the two files are not of one moment; put back both from one backup",
+            ));
+        }
+        loop {
+            let left = self.journal.after(through, LEFT_AT_ONCE).await?;
+            let Some((last, _)) = left.last() else { return Ok(()) };
+            through = *last;
+            self.settle(&left).await?;
+        }
+    }
+
+    /// Writes batches of the journal into the tables. Those that the tables have change nothing.
+    pub async fn settle(&self, batches: &[Numbered]) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        settle::settle(&mut tx, batches).await?;
+        tx.commit().await
+    }
+
+    /// Forgets batches that the tables have, a few at a time.
+    pub async fn drop_settled(&self, from: i64, through: i64) -> Result<(), StoreError> {
+        let mut upto = from;
+        while upto < through {
+            upto = through.min(upto + DROPPED_AT_ONCE);
+            self.journal.drop_through(upto).await?;
+        }
+        Ok(())
+    }
+
+    /// Where the ledger's batches become durable.
+    pub fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    /// The number of the last batch, wherever it stands. A journal that was lost begins behind what the tables have.
+    pub async fn last_batch(&self) -> Result<i64, StoreError> {
+        let settled = settle::through(&mut *self.reader().await?).await?;
+        Ok(self.journal.ends().await?.map_or(settled, |(_, last)| last.max(settled)))
     }
 
     pub async fn close(&self) {
+        self.journal.close().await;
         self.readers.close().await;
         self.writer.close().await;
     }
 
     /// For reading only.
-    pub async fn reader(&self) -> Result<PoolConnection<Sqlite>, StoreError> {
+    pub async fn reader(&self) -> Result<PoolConnection, StoreError> {
         Ok(self.readers.acquire().await?)
     }
 
@@ -97,7 +163,8 @@ impl Store {
     pub async fn probe(&self, now: DateTime<Utc>) -> Result<(), StoreError> {
         let mut tx = self.begin().await?;
         sqlx::query(PROBE).bind(micros(now)).execute(tx.connection()?).await?;
-        tx.commit().await
+        tx.commit().await?;
+        self.journal.probe(now).await
     }
 
     /// Reads of one moment, however many statements they take.
@@ -105,11 +172,6 @@ impl Store {
         let mut tx = Tx { connection: Some(self.reader().await?) };
         sqlx::query("BEGIN").execute(tx.connection()?).await?;
         Ok(tx)
-    }
-
-    /// The one connection that writes, for statements that are atomic by themselves.
-    pub async fn write_alone(&self) -> Result<Writing, StoreError> {
-        Ok(Writing(Tx { connection: Some(self.writer.acquire().await?) }))
     }
 
     pub async fn begin(&self) -> Result<Tx, StoreError> {
@@ -124,7 +186,7 @@ impl Store {
 /// back by itself, and what follows on that connection would be acknowledged and lost.
 #[derive(Debug)]
 pub struct Tx {
-    connection: Option<PoolConnection<Sqlite>>,
+    connection: Option<PoolConnection>,
 }
 
 impl Tx {
@@ -151,20 +213,26 @@ impl Drop for Tx {
     }
 }
 
-/// The writing connection outside a transaction. Unless all went well it is thrown away, as a transaction's is.
+/// A connection that writes statements which are atomic by themselves. Unless all went well it is thrown away, as a transaction's is.
 #[derive(Debug)]
-pub struct Writing(Tx);
+struct Writing(Tx);
 
 impl Writing {
-    pub fn connection(&mut self) -> Result<&mut Connection, StoreError> {
+    fn connection(&mut self) -> Result<&mut Connection, StoreError> {
         self.0.connection()
     }
 
     /// Every statement was confirmed.
-    pub fn done(mut self) {
+    fn done(mut self) {
         // Dropping the connection itself returns it to the pool.
         self.0.connection.take();
     }
+}
+
+/// The journal's file: `spendgate.journal.db` beside `spendgate.db`.
+fn journal_path(database: &Path) -> PathBuf {
+    let ending = database.extension().map_or_else(|| "journal".to_owned(), |ending| format!("journal.{}", ending.display()));
+    database.with_extension(ending)
 }
 
 /// Microseconds since 1970-01-01 UTC, as times are stored.

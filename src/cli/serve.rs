@@ -45,7 +45,7 @@ impl Server {
         let listener = TcpListener::bind(config.listen_addr).await.map_err(|error| cannot_listen(config.listen_addr, error))?;
         let address = listener.local_addr()?;
         let catalogue = Arc::new(catalogue);
-        let (meter, writer) = Meter::start(store.clone(), catalogue.clone(), clock.clone());
+        let (meter, writer) = Meter::start(store.clone(), catalogue.clone(), clock.clone()).await?;
         let app = Arc::new(App {
             store: store.clone(),
             meter,

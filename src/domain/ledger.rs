@@ -1,16 +1,17 @@
 //! One step of the ledger: what is + operation + now → what shall be + the answer. Pure, so that the meter can run it for many
 //! callers before one commit.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::book::Book;
 use super::catalogue::Catalogue;
+use super::changes::{Changes, sums};
 use super::decide::{Action, Budget, Scope, decide, most};
 use super::money::Money;
 use super::operation::{
-    Booked, Consumption, Correction, Entry, EntryKind, Hold, HoldAsk, HoldEnd, IfShort, Operation, Outcome, Receipt, Refusal, Sum, Usage,
+    Booked, Consumption, Correction, Entry, EntryKind, Hold, HoldAsk, HoldEnd, IfShort, Operation, Outcome, Receipt, Refusal, Usage,
 };
 use super::user::{Profile, UserId};
 
@@ -200,7 +201,7 @@ impl Ledger {
             return Ok(receipt(&correction.id, &correction.user_id, correction.amount, *booked, true));
         }
         let of = (correction.user_id.clone(), day(correction.time), correction.model.clone().unwrap_or_default());
-        let pending = self.sums().get(&(of.0.clone(), of.1, of.2.as_str())).map_or(0, |sum| sum.spent);
+        let pending = sums(&self.entries).get(&(&of.0, of.1, of.2.as_str())).map_or(0, |sum| sum.spent);
         let available = self.days.get(&of).copied().unwrap_or(0).saturating_add(pending);
         if available < correction.amount.nanos() {
             return Err(Refusal::NotSoMuch { available: Money::from_nanos(available).unwrap_or_default() });
@@ -253,28 +254,10 @@ impl Ledger {
         self.entries.push(entry);
     }
 
-    /// Whether there is anything to write.
-    pub fn is_unchanged(&self) -> bool {
-        self.entries.is_empty() && self.touched_holds.is_empty()
-    }
-
-    /// What the entries add to each user's sums, by day (days since 1970-01-01 UTC) and model (empty where none was named).
-    pub fn sums(&self) -> BTreeMap<(UserId, i64, &str), Sum> {
-        let mut sums: BTreeMap<(UserId, i64, &str), Sum> = BTreeMap::new();
-        for entry in &self.entries {
-            let key = (entry.user_id.clone(), day(entry.booked.time), entry.consumption.model.as_deref().unwrap_or(""));
-            sums.entry(key).or_default().add(entry);
-        }
-        sums
-    }
-
-    /// What the entries add to the sums of all users together, by day.
-    pub fn sums_of_all(&self) -> BTreeMap<i64, Sum> {
-        let mut sums: BTreeMap<i64, Sum> = BTreeMap::new();
-        for entry in &self.entries {
-            sums.entry(day(entry.booked.time)).or_default().add(entry);
-        }
-        sums
+    /// What is to be written, if anything is.
+    pub fn changes(&self, at: DateTime<Utc>) -> Changes {
+        let holds = self.touched_holds.iter().filter_map(|id| self.holds.get(id)).cloned().collect();
+        Changes { at, entries: self.entries.clone(), holds, corrections: self.corrections.clone() }
     }
 }
 

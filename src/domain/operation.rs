@@ -261,23 +261,3 @@ pub struct Entry {
     pub consumption: Consumption,
     pub booked: Booked,
 }
-
-/// What is added to a day's sum of one user and one model; a correction takes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Sum {
-    /// Nano-dollars.
-    pub spent: i64,
-    pub entries: i64,
-    pub input_tokens: i64,
-    pub output_tokens: i64,
-}
-
-impl Sum {
-    pub(super) fn add(&mut self, entry: &Entry) {
-        let nanos = entry.consumption.cost.nanos();
-        self.spent = self.spent.saturating_add(if entry.kind == EntryKind::Correction { -nanos } else { nanos });
-        self.entries += 1;
-        self.input_tokens = self.input_tokens.saturating_add(entry.consumption.input_tokens.unwrap_or(0));
-        self.output_tokens = self.output_tokens.saturating_add(entry.consumption.output_tokens.unwrap_or(0));
-    }
-}

@@ -287,7 +287,7 @@ pub async fn list(State(app): State<Arc<App>>, headers: HeaderMap, Params(query)
     });
     let filter = holds::Filter { user_id: query.user_id, state: state.transpose()? };
     let now = app.now();
-    let found = holds::page(&mut *app.store.reader().await?, &filter, before, i64::from(limit), now).await?;
+    let found = holds::page(&mut *app.meter.reader().await?, &filter, before, i64::from(limit), now).await?;
     let full = usize::from(limit) <= found.len();
     let next_cursor = found.last().filter(|_| full).map(|(seq, _)| page::cursor(&seq.to_string()));
     let holds = found.iter().map(|(_, hold)| HoldView::of(hold, now)).collect();
@@ -302,8 +302,8 @@ pub async fn show(
     Params(NoParams {}): Params<NoParams>,
 ) -> Result<Response, Problem> {
     require(&app, &headers, Scope::Check).await?;
-    let found = holds::by_id(&mut *app.store.reader().await?, &[hold_id.as_str()]).await?;
+    let found = app.meter.hold(&hold_id).await?;
     let missing = || Problem::new(ErrorCode::HoldNotFound, "no hold of this id was admitted; GET /v1/holds lists them");
-    let hold = found.get(&hold_id).ok_or_else(missing)?;
-    Ok(Json(HoldView::of(hold, app.now())).into_response())
+    let hold = found.ok_or_else(missing)?;
+    Ok(Json(HoldView::of(&hold, app.now())).into_response())
 }

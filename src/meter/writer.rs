@@ -6,19 +6,21 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info};
 
-use super::{Clock, Present, Reply, Request, WriteError, load};
+use super::pending::Pending;
+use super::{Clock, Present, Reply, Request, WriteError, load, settler};
 use crate::domain::book::{Book, SpentByDay};
 use crate::domain::catalogue::Catalogue;
+use crate::domain::changes::Changes;
 use crate::domain::decide::{Budget, Scope};
 use crate::domain::ledger::{DayOfModel, Ledger, Payer, day};
 use crate::domain::money::Money;
-use crate::domain::operation::{Hold, Operation, Outcome};
+use crate::domain::operation::{Booked, EntryKind, Hold, Operation, Outcome};
 use crate::domain::user::UserId;
 use crate::meter::memory::Memory;
-use crate::store::{Connection, Store, StoreError, holds, ledger};
+use crate::store::{Store, StoreError, holds, ledger};
 
 /// Records in one commit; more only lengthens the slowest answer.
 const BATCH_MAX: usize = 4096;
@@ -26,11 +28,12 @@ const BATCH_MAX: usize = 4096;
 const PROBE_EVERY: Duration = Duration::from_millis(500);
 
 /// What readers see of the ledger.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Shown {
     pub users: Arc<Memory<UserId, Payer>>,
     pub all: Arc<Memory<(), Book>>,
     pub health: Arc<Health>,
+    pub pending: Arc<Pending>,
 }
 
 /// How long a write may be under way before the store counts as one that hangs.
@@ -73,11 +76,27 @@ pub struct Writer {
     pub catalogue: Arc<Catalogue>,
     pub shown: Shown,
     pub clock: Clock,
+    /// The number of the last batch that is known to be durable.
+    pub last: i64,
+    /// A batch behind `last` may be durable or not.
+    pub in_doubt: bool,
 }
+
+/// Batches that are looked for where the outcome of one is unknown.
+const IN_DOUBT_MAX: i64 = 16;
 
 impl Writer {
     /// Takes what is waiting, writes it in one commit, shows it to readers, answers every caller; until nobody can ask any more.
-    pub async fn run(self, mut waiting: mpsc::Receiver<Request>) {
+    pub async fn run(mut self, mut waiting: mpsc::Receiver<Request>) {
+        let (end, ending) = oneshot::channel();
+        let settler = tokio::spawn(settler::run(self.store.clone(), self.shown.pending.clone(), ending));
+        self.write_all(&mut waiting).await;
+        // The settler ends by `end`; if it ended before, there is nobody to tell.
+        let _ = end.send(());
+        let _ = settler.await;
+    }
+
+    async fn write_all(&mut self, waiting: &mut mpsc::Receiver<Request>) {
         loop {
             let first = match tokio::time::timeout(PROBE_EVERY, waiting.recv()).await {
                 Ok(Some(first)) => first,
@@ -99,14 +118,15 @@ impl Writer {
     }
 
     /// While the store does not confirm, callers are told not to spend, so that nobody would write and find out that it is back.
-    async fn probe(&self) {
+    async fn probe(&mut self) {
         let now = (self.clock)();
         if !self.shown.health.is_writable(now) {
-            self.shown.health.set(self.store.probe(now).await.is_ok());
+            let works = self.settle_doubt().await.is_ok() && self.store.probe(now).await.is_ok();
+            self.shown.health.set(works);
         }
     }
 
-    async fn answer(&self, batch: Vec<Request>) {
+    async fn answer(&mut self, batch: Vec<Request>) {
         let now = (self.clock)();
         self.shown.health.begin(now);
         let written = self.write(&batch, now).await;
@@ -135,26 +155,26 @@ impl Writer {
     }
 
     /// The answers, and whether anything was written.
-    async fn write(&self, batch: &[Request], now: DateTime<Utc>) -> Result<(Vec<Result<Reply, WriteError>>, bool), StoreError> {
+    async fn write(&mut self, batch: &[Request], now: DateTime<Utc>) -> Result<(Vec<Result<Reply, WriteError>>, bool), StoreError> {
+        self.settle_doubt().await?;
+        self.shown.pending.have_room().await?;
         // This task alone writes the ledger, so what it reads here still holds when it writes, without a transaction around both.
-        let mut writing = self.store.write_alone().await?;
-        let db = writing.connection()?;
-        let ids: Vec<&str> = batch.iter().filter_map(|request| hold_id(&request.operation)).collect();
-        let holds = holds::by_id(db, &ids).await?;
+        let holds = self.holds(batch).await?;
         let users = users(batch, &holds);
+        // A handle of our own: what is shown outlives the commit's mark in it.
+        let shown = self.shown.clone();
         // From here on memory tells us of what is changed beside us.
-        let committing_users = self.shown.users.begin_commit(users.iter().cloned().collect());
-        let committing_all = self.shown.all.begin_commit(vec![()]);
-        let mut ledger = self.load(db, batch, &users, holds, now).await?;
+        let committing_users = shown.users.begin_commit(users.iter().cloned().collect());
+        let committing_all = shown.all.begin_commit(vec![()]);
+        let mut ledger = self.load(batch, &users, holds, now).await?;
         let replies = batch.iter().map(|request| self.step(&mut ledger, request, now)).collect();
-        if ledger.is_unchanged() {
-            writing.done();
+        let changes = ledger.changes(now);
+        if changes.is_empty() {
             committing_users.nothing();
             committing_all.nothing();
             return Ok((replies, false));
         }
-        ledger::write(db, &ledger, now).await?;
-        writing.done();
+        self.append(changes).await?;
         let changed = changed_users(&ledger);
         let shown = ledger.payers.into_iter().filter(|(user, _)| changed.contains(user)).map(|(user, mut payer)| {
             payer.book.prune(now);
@@ -169,6 +189,60 @@ impl Writer {
             committing_all.nothing();
         }
         Ok((replies, true))
+    }
+
+    /// Makes a batch durable.
+    async fn append(&mut self, changes: Changes) -> Result<(), StoreError> {
+        let seq = self.last + 1;
+        self.in_doubt = true;
+        self.store.journal().append(seq, &changes).await?;
+        (self.last, self.in_doubt) = (seq, false);
+        self.shown.pending.add((seq, Arc::new(changes)));
+        Ok(())
+    }
+
+    /// A batch whose commit failed may be there all the same. What is there counts, though nobody was told.
+    async fn settle_doubt(&mut self) -> Result<(), StoreError> {
+        if !self.in_doubt {
+            return Ok(());
+        }
+        for (seq, changes) in self.store.journal().after(self.last, IN_DOUBT_MAX).await? {
+            self.shown.pending.add((seq, changes.clone()));
+            changes.users().for_each(|user| self.shown.users.forget(user));
+            self.shown.all.forget(&());
+            self.last = seq;
+        }
+        self.in_doubt = false;
+        Ok(())
+    }
+
+    /// The holds that a batch names.
+    async fn holds(&self, batch: &[Request]) -> Result<HashMap<String, Hold>, StoreError> {
+        let ids = batch.iter().filter_map(|request| hold_id(&request.operation));
+        // What is pending is asked first: it may reach the tables meanwhile.
+        let (mut found, mut others) = (HashMap::new(), Vec::new());
+        for id in ids {
+            match self.shown.pending.hold(id) {
+                Some(hold) => drop(found.insert(id.to_owned(), hold)),
+                None => others.push(id),
+            }
+        }
+        if !others.is_empty() {
+            found.extend(holds::by_id(&mut *self.store.reader().await?, &others).await?);
+        }
+        Ok(found)
+    }
+
+    /// What is booked under the ids that a batch names.
+    async fn booked(&self, batch: &[Request]) -> Result<HashMap<(EntryKind, String), Booked>, StoreError> {
+        let ids: Vec<(EntryKind, &str)> = batch.iter().flat_map(|request| entry_ids(&request.operation)).collect();
+        if ids.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let mut found = self.shown.pending.booked(ids.iter().copied());
+        let others: Vec<&str> = ids.iter().map(|(_, id)| *id).collect();
+        found.extend(ledger::booked(&mut *self.store.reader().await?, &others).await?);
+        Ok(found)
     }
 
     fn step(&self, ledger: &mut Ledger, request: &Request, now: DateTime<Utc>) -> Result<Reply, WriteError> {
@@ -206,7 +280,6 @@ impl Writer {
 
     async fn load(
         &self,
-        db: &mut Connection,
         batch: &[Request],
         users: &BTreeSet<UserId>,
         holds: HashMap<String, Hold>,
@@ -221,25 +294,34 @@ impl Writer {
             }
         }
         if !missing.is_empty() {
-            payers.extend(load::payers(db, &self.catalogue, &missing, now).await?);
+            self.shown.pending.have(&missing).await?;
+            let mut tx = self.store.begin_read().await?;
+            payers.extend(load::payers(tx.connection()?, &self.catalogue, &missing, now).await?);
+            tx.commit().await?;
         }
         let all = match &self.catalogue.global {
             None => Book::new(now, &SpentByDay::new(), Money::ZERO, []),
             Some(limits) => match self.shown.all.get(&()).filter(|all| all.budgets(Scope::Global, limits, None, now).is_some()) {
                 Some(all) => Book::clone(&all),
-                None => load::all(db, now).await?,
+                None => {
+                    self.shown.pending.have_all().await?;
+                    let mut tx = self.store.begin_read().await?;
+                    let all = load::all(tx.connection()?, now).await?;
+                    tx.commit().await?;
+                    all
+                }
             },
         };
         let mut days: HashMap<DayOfModel, i64> = HashMap::new();
         for request in batch {
             if let Operation::Correct(correction) = &request.operation {
                 let of = (correction.user_id.clone(), day(correction.time), correction.model.clone().unwrap_or_default());
-                let spent = ledger::day_of_model(db, &of).await?;
+                self.shown.pending.have(std::slice::from_ref(&of.0)).await?;
+                let spent = ledger::day_of_model(&mut *self.store.reader().await?, &of).await?;
                 days.insert(of, spent);
             }
         }
-        let ids: Vec<&str> = batch.iter().flat_map(|request| entry_ids(&request.operation)).collect();
-        let booked = ledger::booked(db, &ids).await?;
+        let booked = self.booked(batch).await?;
         let (entries, touched_holds, corrections) = (Vec::new(), BTreeSet::new(), Vec::new());
         Ok(Ledger { booked, holds, payers, all, days, entries, touched_holds, corrections })
     }
@@ -262,10 +344,10 @@ fn hold_id(operation: &Operation) -> Option<&str> {
 }
 
 /// The ids under which an operation may find that it was booked before.
-fn entry_ids(operation: &Operation) -> Vec<&str> {
+fn entry_ids(operation: &Operation) -> Vec<(EntryKind, &str)> {
     match operation {
-        Operation::Record(usages) => usages.iter().map(|usage| usage.id.as_str()).collect(),
-        Operation::Correct(correction) => vec![&correction.id],
+        Operation::Record(usages) => usages.iter().map(|usage| (EntryKind::Usage, usage.id.as_str())).collect(),
+        Operation::Correct(correction) => vec![(EntryKind::Correction, &correction.id)],
         // A hold knows its own end.
         Operation::Hold(_) | Operation::Capture { .. } | Operation::Release { .. } | Operation::Extend { .. } => Vec::new(),
     }

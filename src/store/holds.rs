@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
-use serde::Serialize;
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
@@ -43,28 +42,6 @@ pub async fn open(db: &mut Connection, users: &[UserId], now: DateTime<Utc>) -> 
 
 pub async fn open_of_all(db: &mut Connection, now: DateTime<Utc>) -> Result<Vec<OpenHold>, StoreError> {
     sqlx::query(OPEN_OF_ALL).bind(micros(now)).fetch_all(db).await?.iter().map(read_open).collect()
-}
-
-/// A row of `ledger_batch`.
-pub(super) fn row(hold: &Hold) -> impl Serialize {
-    let (ended_at, captured, end_fingerprint) = match hold.end {
-        None => (None, None, None),
-        Some(HoldEnd::Released { at }) => (Some(at), None, None),
-        Some(HoldEnd::Captured { cost, at, fingerprint }) => (Some(at), Some(cost.nanos()), Some(hex::encode(fingerprint))),
-    };
-    (
-        &*hold.id,
-        hold.user_id.as_str(),
-        hold.amount.nanos(),
-        &hold.model,
-        micros(hold.created_at),
-        micros(hold.expires_at),
-        hex::encode(hold.fingerprint),
-        ended_at.map(micros),
-        captured,
-        end_fingerprint,
-        &hold.answer,
-    )
 }
 
 /// Which holds a list shows.

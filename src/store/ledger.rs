@@ -1,26 +1,24 @@
-//! Usage, and its sums by day. A few statements for a whole batch, each with the batch as its one parameter.
+//! Usage, and its sums by day.
 
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
-use serde::Serialize;
-use serde_json::json;
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
 use super::accounts::{money, user_id};
 use super::{Connection, StoreError, corrupt, from_micros, list, micros};
 use crate::domain::book::SpentByDay;
-use crate::domain::ledger::{DayOfModel, Ledger, day};
+use crate::domain::changes::Sum;
+use crate::domain::ledger::{DayOfModel, day};
 use crate::domain::money::Money;
-use crate::domain::operation::{Booked, EntryKind, Hold, Sum};
+use crate::domain::operation::{Booked, EntryKind};
 use crate::domain::period::Window;
 use crate::domain::user::UserId;
 
 const BOOKED: &str = "SELECT id, kind, fingerprint, happened_at, recorded_at FROM usage WHERE id IN (SELECT value FROM json_each($1))";
 const DAY_OF_MODEL: &str = "SELECT spent FROM spend_by_day WHERE user_id = $1 AND day = $2 AND model = $3";
 const SPENT_BY_ALL: &str = "SELECT spent FROM spend_by_day_of_all";
-const WRITE: &str = "INSERT INTO ledger_batch (entries, days, days_of_all, users, holds, audits, now) VALUES ($1, $2, $3, $4, $5, $6, $7)";
 const DAYS: &str = "SELECT user_id, day, CAST(SUM(spent) AS BIGINT) AS spent FROM spend_by_day \
      WHERE user_id IN (SELECT value FROM json_each($1)) AND $2 <= day AND day < $3 GROUP BY user_id, day";
 const DAYS_OF_ALL: &str = "SELECT day, spent FROM spend_by_day_of_all WHERE $1 <= day AND day < $2";
@@ -38,7 +36,7 @@ const SUMS: &str = "SELECT CASE WHEN $4 THEN day END AS day, CASE WHEN $5 THEN m
 
 const MICROS_PER_DAY: i64 = 86_400_000_000;
 
-fn kind_name(kind: EntryKind) -> &'static str {
+pub(super) fn kind_name(kind: EntryKind) -> &'static str {
     match kind {
         EntryKind::Usage => "usage",
         EntryKind::Capture => "capture",
@@ -46,7 +44,7 @@ fn kind_name(kind: EntryKind) -> &'static str {
     }
 }
 
-fn read_kind(name: &str) -> Result<EntryKind, StoreError> {
+pub(super) fn read_kind(name: &str) -> Result<EntryKind, StoreError> {
     let kinds = [EntryKind::Usage, EntryKind::Capture, EntryKind::Correction];
     kinds.into_iter().find(|kind| kind_name(*kind) == name).ok_or_else(|| corrupt("an unknown kind of entry"))
 }
@@ -72,53 +70,6 @@ pub async fn booked(db: &mut Connection, ids: &[&str]) -> Result<HashMap<(EntryK
 pub async fn day_of_model(db: &mut Connection, of: &DayOfModel) -> Result<i64, StoreError> {
     let spent: Option<i64> = sqlx::query_scalar(DAY_OF_MODEL).bind(of.0.as_str()).bind(of.1).bind(&of.2).fetch_optional(db).await?;
     Ok(spent.unwrap_or(0))
-}
-
-/// Writes what the batch changed, in one statement that is atomic by itself. `Ok` means that it is on the disk.
-pub async fn write(db: &mut Connection, ledger: &Ledger, now: DateTime<Utc>) -> Result<(), StoreError> {
-    let entries = ledger.entries.iter().map(|entry| {
-        let (usage, booked) = (&entry.consumption, &entry.booked);
-        (
-            &entry.id,
-            kind_name(entry.kind),
-            entry.user_id.as_str(),
-            usage.cost.nanos(),
-            micros(booked.time),
-            micros(booked.recorded_at),
-            &usage.model,
-            &usage.provider,
-            usage.input_tokens,
-            usage.output_tokens,
-            &usage.metadata,
-            hex::encode(booked.fingerprint),
-        )
-    });
-    let sums = ledger.sums();
-    let days = sums
-        .iter()
-        .map(|((user, day, model), sum)| json!([user.as_str(), day, model, sum.spent, sum.entries, sum.input_tokens, sum.output_tokens]));
-    let of_all = ledger.sums_of_all();
-    let of_all = of_all.iter().map(|(day, sum)| (day, sum.spent, sum.entries));
-    let touched: Vec<&Hold> = ledger.touched_holds.iter().filter_map(|id| ledger.holds.get(id)).collect();
-    let mut users: HashMap<&UserId, (i64, i64)> = touched.iter().map(|hold| (&hold.user_id, (0, 0))).collect();
-    for ((user, _, _), sum) in &sums {
-        let total = users.entry(user).or_default();
-        *total = (total.0.saturating_add(sum.spent), total.1 + sum.entries);
-    }
-    let users = users.iter().map(|(user, (spent, entries))| (user.as_str(), spent, entries));
-    let audits = ledger.corrections.iter().map(|correction| {
-        let change = json!({"correction": correction.id, "amount": correction.amount.decimal(), "model": correction.model});
-        (&correction.key_id, correction.user_id.as_str(), change.to_string(), &correction.reason)
-    });
-    let query = sqlx::query(WRITE).bind(rows(entries)?).bind(rows(days)?).bind(rows(of_all)?).bind(rows(users)?);
-    let query = query.bind(rows(touched.into_iter().map(super::holds::row))?).bind(rows(audits)?);
-    query.bind(micros(now)).execute(db).await?;
-    Ok(())
-}
-
-/// A column of `ledger_batch`: a JSON list of rows.
-fn rows(rows: impl Iterator<Item = impl Serialize>) -> Result<String, StoreError> {
-    serde_json::to_string(&rows.collect::<Vec<_>>()).map_err(|error| corrupt(&error.to_string()))
 }
 
 /// What each of `users` spent on the days from `first` to before `end`.

@@ -59,8 +59,9 @@ async fn rename(app: &TestApp, tables: &[&str], away: bool) {
 
 /// Lets every write fail while reads go on, as a full disk does.
 async fn refuse_writes(app: &TestApp, refuse: bool) {
-    let pool = sqlx::SqlitePool::connect_with(sqlx::sqlite::SqliteConnectOptions::new().filename(app.database())).await.unwrap();
-    for (table, when) in [("usage", "INSERT"), ("holds", "INSERT"), ("probe", "INSERT"), ("probe", "UPDATE")] {
+    let journal = app.database().with_extension("journal.db");
+    let pool = sqlx::SqlitePool::connect_with(sqlx::sqlite::SqliteConnectOptions::new().filename(journal)).await.unwrap();
+    for (table, when) in [("journal", "INSERT"), ("probe", "INSERT"), ("probe", "UPDATE")] {
         let name = format!("refuse_{table}_{when}");
         let sql = match refuse {
             true => format!("CREATE TRIGGER {name} BEFORE {when} ON {table} BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END"),

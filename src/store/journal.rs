@@ -1,0 +1,315 @@
+//! The journal: what the ledger committed and the tables do not have yet. SQLite only.
+//!
+//! A row in a table with two indexes costs a page or two of writing, and its commit waits for all of them; a batch in one row costs
+//! what its text is long. So a batch is durable once it stands here, in a file of its own whose commits wait for nobody, and the
+//! tables follow in bulk ([`super::settle`]). Numbers ascend by one; the tables remember the last that they have.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use sqlx::Row;
+use sqlx::sqlite::SqlitePool;
+
+use super::accounts::{money, user_id};
+use super::{StoreError, Tx, Writing, corrupt, from_micros, ledger, micros};
+use crate::domain::changes::Changes;
+use crate::domain::operation::{Booked, Consumption, Correction, Entry, Fingerprint, Hold, HoldEnd};
+
+const SCHEMA: [&str; 2] = [
+    "CREATE TABLE IF NOT EXISTS journal (seq INTEGER NOT NULL PRIMARY KEY, body TEXT NOT NULL) STRICT",
+    "CREATE TABLE IF NOT EXISTS probe (only INTEGER NOT NULL PRIMARY KEY CHECK (only = 1), at INTEGER NOT NULL) STRICT",
+];
+const PROBE: &str = "INSERT INTO probe (only, at) VALUES (1, $1) ON CONFLICT (only) DO UPDATE SET at = excluded.at";
+const APPEND: &str = "INSERT INTO journal (seq, body) VALUES ($1, $2)";
+const AFTER: &str = "SELECT seq, body FROM journal WHERE $1 < seq ORDER BY seq LIMIT $2";
+const ENDS: &str = "SELECT MIN(seq) AS first, MAX(seq) AS last FROM journal";
+/// The last one stays, to tell where the numbers are.
+const DROP: &str = "DELETE FROM journal WHERE seq < MIN($1 + 1, (SELECT MAX(seq) FROM journal))";
+
+/// Batches dropped by one statement; more would let a commit wait.
+pub const DROPPED_AT_ONCE: i64 = 256;
+
+/// A batch with its number.
+pub type Numbered = (i64, Arc<Changes>);
+
+/// The file beside the database.
+#[derive(Clone, Debug)]
+pub struct Journal {
+    /// One connection.
+    pool: SqlitePool,
+}
+
+impl Journal {
+    pub(super) async fn open(pool: SqlitePool) -> Result<Self, StoreError> {
+        for statement in SCHEMA {
+            sqlx::query(statement).execute(&pool).await?;
+        }
+        Ok(Self { pool })
+    }
+
+    pub(super) async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    async fn writing(&self) -> Result<Writing, StoreError> {
+        Ok(Writing(Tx { connection: Some(self.pool.acquire().await?) }))
+    }
+
+    /// `Ok` means that it is on the disk. An error means that the outcome is unknown: [`Journal::after`] tells.
+    pub async fn append(&self, seq: i64, changes: &Changes) -> Result<(), StoreError> {
+        let body = write(changes)?;
+        let mut writing = self.writing().await?;
+        sqlx::query(APPEND).bind(seq).bind(body).execute(writing.connection()?).await?;
+        writing.done();
+        Ok(())
+    }
+
+    /// At most `limit` batches behind `seq`.
+    pub async fn after(&self, seq: i64, limit: i64) -> Result<Vec<Numbered>, StoreError> {
+        let rows = sqlx::query(AFTER).bind(seq).bind(limit).fetch_all(&self.pool).await?;
+        rows.iter().map(|row| Ok((row.try_get("seq")?, Arc::new(read(row.try_get("body")?)?)))).collect()
+    }
+
+    /// The first and the last number that are there.
+    pub(super) async fn ends(&self) -> Result<Option<(i64, i64)>, StoreError> {
+        let row = sqlx::query(ENDS).fetch_one(&self.pool).await?;
+        let (first, last): (Option<i64>, Option<i64>) = (row.try_get("first")?, row.try_get("last")?);
+        Ok(first.zip(last))
+    }
+
+    /// Forgets what the tables have.
+    pub async fn drop_through(&self, seq: i64) -> Result<(), StoreError> {
+        let mut writing = self.writing().await?;
+        sqlx::query(DROP).bind(seq).execute(writing.connection()?).await?;
+        writing.done();
+        Ok(())
+    }
+
+    /// Whether a write reaches the disk.
+    pub(super) async fn probe(&self, now: DateTime<Utc>) -> Result<(), StoreError> {
+        let mut writing = self.writing().await?;
+        sqlx::query(PROBE).bind(micros(now)).execute(writing.connection()?).await?;
+        writing.done();
+        Ok(())
+    }
+}
+
+type Text<'a> = Cow<'a, str>;
+
+/// Lists without names: a batch is written a thousand times for each time that it is read.
+#[derive(Serialize, Deserialize)]
+struct Body<'a>(i64, #[serde(borrow)] Vec<EntryRow<'a>>, #[serde(borrow)] Vec<HoldRow<'a>>, #[serde(borrow)] Vec<CorrectionRow<'a>>);
+
+/// Kind, id, user, time, when it was recorded, fingerprint, what was consumed.
+#[derive(Serialize, Deserialize)]
+struct EntryRow<'a>(
+    #[serde(borrow)] Text<'a>,
+    #[serde(borrow)] Text<'a>,
+    #[serde(borrow)] Text<'a>,
+    i64,
+    i64,
+    #[serde(borrow)] Text<'a>,
+    #[serde(borrow)] ConsumptionRow<'a>,
+);
+
+/// Cost, model, provider, input and output tokens, metadata.
+#[derive(Serialize, Deserialize)]
+struct ConsumptionRow<'a>(
+    i64,
+    #[serde(borrow)] Option<Text<'a>>,
+    #[serde(borrow)] Option<Text<'a>>,
+    Option<i64>,
+    Option<i64>,
+    #[serde(borrow)] Option<Text<'a>>,
+);
+
+/// Id, user, amount, model, when it was made and expires, fingerprint, answer, and its end: when, and for a capture its cost and
+/// fingerprint.
+#[derive(Serialize, Deserialize)]
+struct HoldRow<'a>(
+    #[serde(borrow)] Text<'a>,
+    #[serde(borrow)] Text<'a>,
+    i64,
+    #[serde(borrow)] Option<Text<'a>>,
+    i64,
+    i64,
+    #[serde(borrow)] Text<'a>,
+    #[serde(borrow)] Text<'a>,
+    Option<(i64, Option<(i64, String)>)>,
+);
+
+/// Id, user, amount, time, model, reason, key.
+#[derive(Serialize, Deserialize)]
+struct CorrectionRow<'a>(
+    #[serde(borrow)] Text<'a>,
+    #[serde(borrow)] Text<'a>,
+    i64,
+    i64,
+    #[serde(borrow)] Option<Text<'a>>,
+    #[serde(borrow)] Text<'a>,
+    #[serde(borrow)] Text<'a>,
+);
+
+fn text(text: &Option<String>) -> Option<Text<'_>> {
+    text.as_deref().map(Text::from)
+}
+
+fn owned(text: Option<Text<'_>>) -> Option<String> {
+    text.map(Cow::into_owned)
+}
+
+fn read_fingerprint(text: &str) -> Result<Fingerprint, StoreError> {
+    super::fingerprint(hex::decode(text).map_err(|error| corrupt(&error.to_string()))?)
+}
+
+impl<'a> EntryRow<'a> {
+    fn of(entry: &'a Entry) -> Self {
+        let (usage, booked) = (&entry.consumption, &entry.booked);
+        let (model, provider, metadata) = (text(&usage.model), text(&usage.provider), text(&usage.metadata));
+        let consumption = ConsumptionRow(usage.cost.nanos(), model, provider, usage.input_tokens, usage.output_tokens, metadata);
+        let (kind, fingerprint) = (ledger::kind_name(entry.kind), hex::encode(booked.fingerprint));
+        let (time, recorded_at) = (micros(booked.time), micros(booked.recorded_at));
+        Self(kind.into(), (&entry.id).into(), entry.user_id.as_str().into(), time, recorded_at, fingerprint.into(), consumption)
+    }
+
+    fn read(self) -> Result<Entry, StoreError> {
+        let Self(kind, id, user, time, recorded_at, fingerprint, consumption) = self;
+        let ConsumptionRow(cost, model, provider, input_tokens, output_tokens, metadata) = consumption;
+        let consumption = Consumption {
+            cost: money(cost)?,
+            model: owned(model),
+            provider: owned(provider),
+            input_tokens,
+            output_tokens,
+            metadata: owned(metadata),
+        };
+        let fingerprint = read_fingerprint(&fingerprint)?;
+        let booked = Booked { fingerprint, time: from_micros(time)?, recorded_at: from_micros(recorded_at)? };
+        Ok(Entry { kind: ledger::read_kind(&kind)?, id: id.into_owned(), user_id: user_id(user.into_owned())?, consumption, booked })
+    }
+}
+
+impl<'a> HoldRow<'a> {
+    fn of(hold: &'a Hold) -> Self {
+        let end = hold.end.map(|end| match end {
+            HoldEnd::Released { at } => (micros(at), None),
+            HoldEnd::Captured { cost, at, fingerprint } => (micros(at), Some((cost.nanos(), hex::encode(fingerprint)))),
+        });
+        let (created_at, expires_at) = (micros(hold.created_at), micros(hold.expires_at));
+        let (id, user, fingerprint) = ((&*hold.id).into(), hold.user_id.as_str().into(), hex::encode(hold.fingerprint).into());
+        Self(id, user, hold.amount.nanos(), text(&hold.model), created_at, expires_at, fingerprint, (&hold.answer).into(), end)
+    }
+
+    fn read(self) -> Result<Hold, StoreError> {
+        let Self(id, user, amount, model, created_at, expires_at, fingerprint, answer, end) = self;
+        let end = match end {
+            None => None,
+            Some((at, None)) => Some(HoldEnd::Released { at: from_micros(at)? }),
+            Some((at, Some((cost, fingerprint)))) => {
+                Some(HoldEnd::Captured { cost: money(cost)?, at: from_micros(at)?, fingerprint: read_fingerprint(&fingerprint)? })
+            }
+        };
+        Ok(Hold {
+            id: id.into(),
+            user_id: user_id(user.into_owned())?,
+            amount: money(amount)?,
+            model: owned(model),
+            created_at: from_micros(created_at)?,
+            expires_at: from_micros(expires_at)?,
+            fingerprint: read_fingerprint(&fingerprint)?,
+            end,
+            answer: answer.into_owned(),
+        })
+    }
+}
+
+impl<'a> CorrectionRow<'a> {
+    fn of(correction: &'a Correction) -> Self {
+        let (id, user, reason, key) = (&correction.id, correction.user_id.as_str(), &correction.reason, &correction.key_id);
+        let (amount, time, model) = (correction.amount.nanos(), micros(correction.time), text(&correction.model));
+        Self(id.into(), user.into(), amount, time, model, reason.into(), key.into())
+    }
+
+    fn read(self) -> Result<Correction, StoreError> {
+        let Self(id, user, amount, time, model, reason, key_id) = self;
+        Ok(Correction {
+            id: id.into_owned(),
+            user_id: user_id(user.into_owned())?,
+            amount: money(amount)?,
+            time: from_micros(time)?,
+            model: owned(model),
+            reason: reason.into_owned(),
+            key_id: key_id.into_owned(),
+        })
+    }
+}
+
+fn write(changes: &Changes) -> Result<String, StoreError> {
+    let entries = changes.entries.iter().map(EntryRow::of).collect();
+    let holds = changes.holds.iter().map(HoldRow::of).collect();
+    let corrections = changes.corrections.iter().map(CorrectionRow::of).collect();
+    serde_json::to_string(&Body(micros(changes.at), entries, holds, corrections)).map_err(|error| corrupt(&error.to_string()))
+}
+
+fn read(body: &str) -> Result<Changes, StoreError> {
+    let Body(at, entries, holds, corrections) = serde_json::from_str(body).map_err(|error| corrupt(&format!("the journal: {error}")))?;
+    Ok(Changes {
+        at: from_micros(at)?,
+        entries: entries.into_iter().map(EntryRow::read).collect::<Result<_, _>>()?,
+        holds: holds.into_iter().map(HoldRow::read).collect::<Result<_, _>>()?,
+        corrections: corrections.into_iter().map(CorrectionRow::read).collect::<Result<_, _>>()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeDelta;
+
+    use super::*;
+    use crate::domain::operation::EntryKind;
+    use crate::domain::user::UserId;
+
+    #[test]
+    fn a_batch_reads_as_it_was_written() {
+        let at = from_micros(1_768_219_200_000_001).unwrap();
+        let user = UserId::parse("u \"quoted\" \\ é").unwrap();
+        let consumption = Consumption {
+            cost: money(7).unwrap(),
+            metadata: Some(r#"{"a":"\n"}"#.to_owned()),
+            input_tokens: Some(3),
+            ..Consumption::default()
+        };
+        let booked = Booked { fingerprint: [200; 16], time: at, recorded_at: at };
+        let entry = |kind| Entry { kind, id: "i".to_owned(), user_id: user.clone(), consumption: consumption.clone(), booked };
+        let hold = |end| Hold {
+            id: "h".into(),
+            user_id: user.clone(),
+            amount: money(9).unwrap(),
+            model: Some("m".to_owned()),
+            created_at: at,
+            expires_at: at + TimeDelta::seconds(1),
+            fingerprint: [1; 16],
+            end,
+            answer: "{\"x\":1}".to_owned(),
+        };
+        let captured = HoldEnd::Captured { cost: money(8).unwrap(), at, fingerprint: [2; 16] };
+        let correction = Correction {
+            id: "c".to_owned(),
+            user_id: user.clone(),
+            amount: money(1).unwrap(),
+            time: at,
+            model: None,
+            reason: "why".to_owned(),
+            key_id: "key_1".to_owned(),
+        };
+        let changes = Changes {
+            at,
+            entries: [EntryKind::Usage, EntryKind::Capture, EntryKind::Correction].map(entry).to_vec(),
+            holds: vec![hold(None), hold(Some(HoldEnd::Released { at })), hold(Some(captured))],
+            corrections: vec![correction],
+        };
+        assert_eq!(read(&write(&changes).unwrap()).unwrap(), changes);
+    }
+}

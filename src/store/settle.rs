@@ -1,0 +1,157 @@
+//! Writes batches of the ledger into the tables, many rows to a statement.
+
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
+
+use serde_json::json;
+use sqlx::query_builder::Separated;
+use sqlx::{QueryBuilder, Sqlite};
+
+use super::journal::Numbered;
+use super::ledger::kind_name;
+use super::{Connection, StoreError, Tx, micros};
+use crate::domain::changes::{Changes, sums, sums_of_all};
+use crate::domain::operation::{Hold, HoldEnd};
+use crate::domain::user::UserId;
+
+const THROUGH: &str = "SELECT through FROM settled";
+const SETTLED: &str = "UPDATE settled SET through = $1";
+const AUDIT: &str = "INSERT INTO audit (at, key_id, user_id, change, reason) VALUES ($1, $2, $3, $4, $5)";
+
+const USAGE: &str = "INSERT INTO usage (id, kind, user_id, cost, happened_at, recorded_at, model, provider, input_tokens, output_tokens, \
+     metadata, fingerprint) ";
+const DAYS: (&str, &str) = (
+    "INSERT INTO spend_by_day (user_id, day, model, spent, entries, input_tokens, output_tokens) ",
+    " ON CONFLICT (user_id, day, model) DO UPDATE SET spent = spend_by_day.spent + excluded.spent, \
+     entries = spend_by_day.entries + excluded.entries, input_tokens = spend_by_day.input_tokens + excluded.input_tokens, \
+     output_tokens = spend_by_day.output_tokens + excluded.output_tokens",
+);
+/// The sum of all users stops at the most that can be counted.
+const DAYS_OF_ALL: (&str, &str) = (
+    "INSERT INTO spend_by_day_of_all (day, spent, entries) ",
+    " ON CONFLICT (day) DO UPDATE SET spent = MAX(0, spend_by_day_of_all.spent + MIN(excluded.spent, 9223372036854775807 - spend_by_day_of_all.spent)), \
+     entries = spend_by_day_of_all.entries + excluded.entries",
+);
+const USERS: (&str, &str) = (
+    "INSERT INTO users (user_id, account_id, created_at, spent, entries) ",
+    " ON CONFLICT (user_id) DO UPDATE SET spent = users.spent + excluded.spent, entries = users.entries + excluded.entries",
+);
+/// A hold that has ended stays as it ended.
+const HOLDS: (&str, &str) = (
+    "INSERT INTO holds (id, user_id, amount, model, created_at, expires_at, fingerprint, ended_at, captured, end_fingerprint, answer) ",
+    " ON CONFLICT (id) DO UPDATE SET expires_at = excluded.expires_at, ended_at = excluded.ended_at, captured = excluded.captured, \
+     end_fingerprint = excluded.end_fingerprint WHERE holds.ended_at IS NULL",
+);
+
+/// Rows in one statement. A statement is prepared once for each of these sizes.
+const ROWS: [usize; 4] = [256, 32, 4, 1];
+
+/// The number of the last batch that the tables have.
+pub async fn through(db: &mut Connection) -> Result<i64, StoreError> {
+    Ok(sqlx::query_scalar(THROUGH).fetch_one(db).await?)
+}
+
+/// Writes those of `batches` that the tables do not have: another process may have been here. Nothing shows before the commit.
+pub async fn settle(tx: &mut Tx, batches: &[Numbered]) -> Result<(), StoreError> {
+    let db = tx.connection()?;
+    let through = through(db).await?;
+    let missing: Vec<&Changes> = batches.iter().filter(|(seq, _)| through < *seq).map(|(_, changes)| &**changes).collect();
+    let Some((last, _)) = batches.last().filter(|(last, _)| through < *last) else { return Ok(()) };
+    write(db, &missing).await?;
+    sqlx::query(SETTLED).bind(last).execute(db).await?;
+    Ok(())
+}
+
+async fn write(db: &mut Connection, batches: &[&Changes]) -> Result<(), StoreError> {
+    let entries: Vec<_> = batches.iter().flat_map(|changes| &changes.entries).collect();
+    let days: Vec<_> = sums(entries.iter().copied()).into_iter().collect();
+    let of_all: Vec<_> = sums_of_all(entries.iter().copied()).into_iter().collect();
+    let holds = last_words(batches);
+    // In the order of the key, so that neighbours fall into one page.
+    let mut users: BTreeMap<&UserId, (i64, i64, i64)> = BTreeMap::new();
+    for (user, at) in batches.iter().flat_map(|changes| changes.users().map(|user| (user, micros(changes.at)))) {
+        users.entry(user).or_insert((at, 0, 0));
+    }
+    for ((user, _, _), sum) in &days {
+        if let Some((_, spent, entries)) = users.get_mut(user) {
+            (*spent, *entries) = (spent.saturating_add(sum.spent), *entries + sum.entries);
+        }
+    }
+    let users: Vec<_> = users.into_iter().collect();
+    bulk(db, (USAGE, ""), &entries, |row, entry| {
+        let (usage, booked) = (&entry.consumption, &entry.booked);
+        row.push_bind(entry.id.as_str()).push_bind(kind_name(entry.kind)).push_bind(entry.user_id.as_str()).push_bind(usage.cost.nanos());
+        row.push_bind(micros(booked.time)).push_bind(micros(booked.recorded_at));
+        row.push_bind(usage.model.as_deref()).push_bind(usage.provider.as_deref());
+        row.push_bind(usage.input_tokens).push_bind(usage.output_tokens);
+        row.push_bind(usage.metadata.as_deref()).push_bind(booked.fingerprint.as_slice());
+    })
+    .await?;
+    bulk(db, DAYS, &days, |row, ((user, day, model), sum)| {
+        row.push_bind(user.as_str()).push_bind(*day).push_bind(*model).push_bind(sum.spent).push_bind(sum.entries);
+        row.push_bind(sum.input_tokens).push_bind(sum.output_tokens);
+    })
+    .await?;
+    bulk(db, DAYS_OF_ALL, &of_all, |row, (day, sum)| {
+        row.push_bind(*day).push_bind(sum.spent).push_bind(sum.entries);
+    })
+    .await?;
+    bulk(db, USERS, &users, |row, (user, (at, spent, entries))| {
+        row.push_bind(user.as_str()).push_bind(user.as_str()).push_bind(*at).push_bind(*spent).push_bind(*entries);
+    })
+    .await?;
+    bulk(db, HOLDS, &holds, |row, hold| {
+        let (ended_at, captured, end_fingerprint) = match &hold.end {
+            None => (None, None, None),
+            Some(HoldEnd::Released { at }) => (Some(at), None, None),
+            Some(HoldEnd::Captured { cost, at, fingerprint }) => (Some(at), Some(cost.nanos()), Some(fingerprint.as_slice())),
+        };
+        row.push_bind(&*hold.id).push_bind(hold.user_id.as_str()).push_bind(hold.amount.nanos()).push_bind(hold.model.as_deref());
+        row.push_bind(micros(hold.created_at)).push_bind(micros(hold.expires_at)).push_bind(hold.fingerprint.as_slice());
+        row.push_bind(ended_at.map(|at| micros(*at))).push_bind(captured).push_bind(end_fingerprint).push_bind(hold.answer.as_str());
+    })
+    .await?;
+    for changes in batches {
+        for correction in &changes.corrections {
+            let change = json!({"correction": correction.id, "amount": correction.amount.decimal(), "model": correction.model});
+            let query = sqlx::query(AUDIT).bind(micros(changes.at)).bind(&correction.key_id).bind(correction.user_id.as_str());
+            query.bind(change.to_string()).bind(&correction.reason).execute(&mut *db).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Each hold as it stands after all batches, in the order in which they were first named.
+fn last_words<'b>(batches: &[&'b Changes]) -> Vec<&'b Hold> {
+    let mut places: HashMap<&str, usize> = HashMap::new();
+    let mut holds = Vec::new();
+    for hold in batches.iter().flat_map(|changes| &changes.holds) {
+        match places.entry(&hold.id) {
+            Entry::Occupied(place) => holds[*place.get()] = hold,
+            Entry::Vacant(place) => {
+                place.insert(holds.len());
+                holds.push(hold);
+            }
+        }
+    }
+    holds
+}
+
+/// One statement for as many rows as it takes; `statement` is what stands before the rows and behind them.
+async fn bulk<R>(
+    db: &mut Connection,
+    statement: (&str, &str),
+    rows: &[R],
+    bind: impl Fn(&mut Separated<'_, Sqlite, &'static str>, &R),
+) -> Result<(), StoreError> {
+    let mut rest = rows;
+    while !rest.is_empty() {
+        let size = ROWS.into_iter().find(|size| *size <= rest.len()).unwrap_or(1);
+        let (now, later) = rest.split_at(size);
+        let mut query = QueryBuilder::new(statement.0);
+        query.push_values(now, |mut row, values| bind(&mut row, values)).push(statement.1);
+        query.build().execute(&mut *db).await?;
+        rest = later;
+    }
+    Ok(())
+}
