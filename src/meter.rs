@@ -3,6 +3,7 @@
 mod load;
 mod memory;
 mod pending;
+mod seen;
 mod settler;
 mod writer;
 
@@ -20,8 +21,9 @@ use crate::domain::decide::{Budget, Scope};
 use crate::domain::ledger::Payer;
 use crate::domain::operation::{Hold, Operation, Outcome, Receipt, Refusal, Usage};
 use crate::domain::user::{Standing, UserId};
-use crate::store::{PoolConnection, Store, StoreError, holds};
+use crate::store::{PoolConnection, Store, StoreError, holds, ledger};
 use pending::Pending;
+use seen::Seen;
 use writer::{Shown, Writer};
 
 /// Reads the clock. `main` makes the real one, tests one that they set.
@@ -91,7 +93,9 @@ impl Meter {
         let (queue, waiting) = mpsc::channel(QUEUE_MAX);
         let last = store.last_batch().await?;
         let shown = Shown { users: Arc::default(), all: Arc::default(), health: Arc::default(), pending: Arc::new(Pending::new(last)) };
-        let writer = Writer { store: store.clone(), catalogue: catalogue.clone(), shown: shown.clone(), clock, last, in_doubt: false };
+        let seen = Arc::new(Seen::new(ledger::rows_at_most(&mut *store.reader().await?).await?));
+        let (catalogue_, shown_) = (catalogue.clone(), shown.clone());
+        let writer = Writer { store: store.clone(), catalogue: catalogue_, shown: shown_, clock, seen, last, in_doubt: false };
         let writer = tokio::spawn(writer.run(waiting));
         Ok((Self { store, catalogue, shown, queue }, writer))
     }

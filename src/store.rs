@@ -59,9 +59,12 @@ static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("migrations/sqlite")
 const READERS: u32 = 4;
 /// A negative number is KiB: the pages that random ids touch stay at hand, instead of SQLite's own two megabytes.
 const CACHE_KIB: &str = "-65536";
-/// Pages in the log before they are moved to their places, 16 MiB. A page that many commits touch is moved once, so more is faster,
-/// but who comes while they are moved waits longer.
-const CHECKPOINT_PAGES: &str = "4096";
+/// Pages in the log before they are moved to their places: 64 MiB for the tables, since a page that many commits touch is moved once;
+/// less for the journal, since who commits while they are moved waits.
+const CHECKPOINT_PAGES: &str = "16384";
+const CHECKPOINT_PAGES_OF_JOURNAL: &str = "4096";
+/// Bytes that readers see without copying them: every commit would make them copy all pages again.
+const MMAP_BYTES: &str = "1073741824";
 /// How long a write waits for another process (the command line beside the server).
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long anybody waits for a connection before the store counts as failed.
@@ -82,7 +85,7 @@ impl Store {
     /// Opens the file, makes it where it is missing, brings its schema up to date, and its tables up to the journal.
     pub async fn open(path: &Path) -> Result<Self, StoreError> {
         // FULL: a commit is on the disk before it is answered, in WAL mode too.
-        let file = |path: &Path| {
+        let file = |path: &Path, checkpoint_pages: &'static str| {
             SqliteConnectOptions::new()
                 .filename(path)
                 .create_if_missing(true)
@@ -91,14 +94,18 @@ impl Store {
                 .busy_timeout(BUSY_TIMEOUT)
                 .foreign_keys(true)
                 .pragma("cache_size", CACHE_KIB)
-                .pragma("wal_autocheckpoint", CHECKPOINT_PAGES)
+                .pragma("wal_autocheckpoint", checkpoint_pages)
+                .pragma("mmap_size", MMAP_BYTES)
         };
-        let options = file(path);
-        let pool = |connections: u32| SqlitePoolOptions::new().max_connections(connections).acquire_timeout(ACQUIRE_TIMEOUT);
+        let options = file(path, CHECKPOINT_PAGES);
+        // A connection to a file need not be asked whether it is still there.
+        let pool = |connections: u32| {
+            SqlitePoolOptions::new().max_connections(connections).acquire_timeout(ACQUIRE_TIMEOUT).test_before_acquire(false)
+        };
         let writer = pool(1).connect_with(options.clone()).await?;
         MIGRATIONS.run(&writer).await?;
         let readers = pool(READERS).connect_with(options).await?;
-        let journal = Journal::open(pool(1).connect_with(file(&journal_path(path))).await?).await?;
+        let journal = Journal::open(file(&journal_path(path), CHECKPOINT_PAGES_OF_JOURNAL)).await?;
         let store = Self { readers, writer, journal };
         store.settle_what_is_left().await?;
         Ok(store)
@@ -210,22 +217,6 @@ impl Drop for Tx {
             // Closing the connection rolls back what it had begun.
             drop(connection.detach());
         }
-    }
-}
-
-/// A connection that writes statements which are atomic by themselves. Unless all went well it is thrown away, as a transaction's is.
-#[derive(Debug)]
-struct Writing(Tx);
-
-impl Writing {
-    fn connection(&mut self) -> Result<&mut Connection, StoreError> {
-        self.0.connection()
-    }
-
-    /// Every statement was confirmed.
-    fn done(mut self) {
-        // Dropping the connection itself returns it to the pool.
-        self.0.connection.take();
     }
 }
 

@@ -25,8 +25,10 @@ CREATE TABLE customers (
 
 CREATE TABLE usage (
     seq           INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-    -- The caller's; a capture's is its hold's.
+    -- The caller's; a capture's is its hold's. One id is booked once among rows of one kind.
     id            TEXT    NOT NULL,
+    -- The first 8 bytes of its SHA-256: an index of ids as callers make them would be four times as large, and every row touches a page of it.
+    id_hash       INTEGER NOT NULL,
     -- usage, capture, or correction, whose cost counts downwards.
     kind          TEXT    NOT NULL,
     user_id       TEXT    NOT NULL,
@@ -39,9 +41,10 @@ CREATE TABLE usage (
     output_tokens INTEGER,
     metadata      TEXT,
     -- What makes two bodies under one id the same body.
-    fingerprint   BLOB    NOT NULL,
-    UNIQUE (id, kind)
+    fingerprint   BLOB    NOT NULL
 ) STRICT;
+
+CREATE INDEX usage_by_id ON usage (id_hash);
 
 CREATE INDEX usage_by_user ON usage (user_id, happened_at, seq);
 
@@ -131,40 +134,10 @@ CREATE TABLE audit (
 
 CREATE INDEX audit_by_user ON audit (user_id, seq);
 
--- A batch of the ledger, written by one statement: each column is a JSON list of rows. What costs is a statement's way to the
--- database and back, so one INSERT into this view does what six statements and a transaction would. It is atomic by itself.
-CREATE VIEW ledger_batch AS
-SELECT '' AS entries, '' AS days, '' AS days_of_all, '' AS users, '' AS holds, '' AS audits, 0 AS now WHERE false;
+-- Batches of the ledger are durable in a journal beside this file, and the tables follow in bulk. This is the last batch that they have.
+CREATE TABLE settled (
+    only    INTEGER NOT NULL PRIMARY KEY CHECK (only = 1),
+    through INTEGER NOT NULL
+) STRICT;
 
-CREATE TRIGGER ledger_batch_insert INSTEAD OF INSERT ON ledger_batch
-BEGIN
-    INSERT INTO usage (id, kind, user_id, cost, happened_at, recorded_at, model, provider, input_tokens, output_tokens, metadata, fingerprint)
-    SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6, value ->> 7, value ->> 8, value ->> 9,
-        value ->> 10, unhex(value ->> 11)
-    FROM json_each(NEW.entries);
-
-    INSERT INTO spend_by_day (user_id, day, model, spent, entries, input_tokens, output_tokens)
-    SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6 FROM json_each(NEW.days) WHERE true
-    ON CONFLICT (user_id, day, model) DO UPDATE SET spent = spent + excluded.spent, entries = entries + excluded.entries,
-        input_tokens = input_tokens + excluded.input_tokens, output_tokens = output_tokens + excluded.output_tokens;
-
-    -- The sum of all users stops at the most that can be counted.
-    INSERT INTO spend_by_day_of_all (day, spent, entries)
-    SELECT value ->> 0, value ->> 1, value ->> 2 FROM json_each(NEW.days_of_all) WHERE true
-    ON CONFLICT (day) DO UPDATE SET spent = MAX(0, spent + MIN(excluded.spent, 9223372036854775807 - spent)), entries = entries + excluded.entries;
-
-    INSERT INTO users (user_id, account_id, created_at, spent, entries)
-    SELECT value ->> 0, value ->> 0, NEW.now, value ->> 1, value ->> 2 FROM json_each(NEW.users) WHERE true
-    ON CONFLICT (user_id) DO UPDATE SET spent = spent + excluded.spent, entries = entries + excluded.entries;
-
-    -- A hold that has ended stays as it ended.
-    INSERT INTO holds (id, user_id, amount, model, created_at, expires_at, fingerprint, ended_at, captured, end_fingerprint, answer)
-    SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, unhex(value ->> 6), value ->> 7, value ->> 8,
-        unhex(value ->> 9), value ->> 10
-    FROM json_each(NEW.holds) WHERE true
-    ON CONFLICT (id) DO UPDATE SET expires_at = excluded.expires_at, ended_at = excluded.ended_at, captured = excluded.captured,
-        end_fingerprint = excluded.end_fingerprint WHERE holds.ended_at IS NULL;
-
-    INSERT INTO audit (at, key_id, user_id, change, reason)
-    SELECT NEW.now, value ->> 0, value ->> 1, value ->> 2, value ->> 3 FROM json_each(NEW.audits);
-END;
+INSERT INTO settled (only, through) VALUES (1, 0);

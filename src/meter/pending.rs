@@ -2,6 +2,7 @@
 //! may have to wait for them.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,9 +16,9 @@ use crate::store::journal::Numbered;
 /// Rows that may wait for the tables; then commits wait for them. In memory they take some 400 bytes each.
 const ROWS_MAX: usize = 131_072;
 /// Rows from which on the tables are brought up to date without waiting for the next turn.
-const ROWS_MANY: usize = 16_384;
+const ROWS_MANY: usize = 65_536;
 /// Rows that go into the tables in one transaction. Others that write (a Stripe event, a new key) wait for no more than that.
-const ROWS_AT_ONCE: usize = 16_384;
+const ROWS_AT_ONCE: usize = 65_536;
 /// How long anybody waits for the tables.
 const DEADLINE: Duration = Duration::from_secs(5);
 
@@ -26,7 +27,9 @@ pub struct Pending {
     state: Mutex<State>,
     /// The number of the last batch that the tables have.
     settled: watch::Sender<i64>,
-    wanted: Notify,
+    /// Somebody waits for the tables to have this batch.
+    wanted_through: AtomicI64,
+    wake: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -42,7 +45,7 @@ struct State {
 impl Pending {
     /// `last` is the number of the last batch that the tables have.
     pub fn new(last: i64) -> Self {
-        Self { state: Mutex::default(), settled: watch::Sender::new(last), wanted: Notify::new() }
+        Self { state: Mutex::default(), settled: watch::Sender::new(last), wanted_through: AtomicI64::new(last), wake: Notify::new() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -66,7 +69,7 @@ impl Pending {
         state.rows += changes.size();
         state.batches.push_back(batch);
         if ROWS_MANY <= state.rows {
-            self.wanted.notify_one();
+            self.wake.notify_one();
         }
     }
 
@@ -121,7 +124,12 @@ impl Pending {
 
     /// Comes back when a turn is due: somebody waits, or much has gathered.
     pub async fn wanted(&self) {
-        self.wanted.notified().await;
+        self.wake.notified().await;
+    }
+
+    /// Whether a turn is due at once.
+    pub fn is_wanted(&self) -> bool {
+        *self.settled.borrow() < self.wanted_through.load(Ordering::Acquire) || ROWS_MANY <= self.state().rows
     }
 
     /// Waits until the tables have everything of these users.
@@ -151,7 +159,8 @@ impl Pending {
     async fn wait(&self, last: Option<i64>) -> Result<(), StoreError> {
         let Some(last) = last else { return Ok(()) };
         let mut settled = self.settled.subscribe();
-        self.wanted.notify_one();
+        self.wanted_through.fetch_max(last, Ordering::AcqRel);
+        self.wake.notify_one();
         let wait = tokio::time::timeout(DEADLINE, settled.wait_for(|settled| last <= *settled));
         if matches!(wait.await, Ok(Ok(_))) { Ok(()) } else { Err(StoreError::late()) }
     }

@@ -10,7 +10,7 @@ use super::pending::Pending;
 use crate::store::Store;
 
 /// How long what is durable may be missing in the tables while nobody asks for it.
-const EVERY: Duration = Duration::from_secs(1);
+const EVERY: Duration = Duration::from_secs(2);
 /// How long to wait after the tables could not be written.
 const AGAIN_AFTER: Duration = Duration::from_millis(200);
 
@@ -23,15 +23,24 @@ pub async fn run(store: Store, pending: Arc<Pending>, mut ending: oneshot::Recei
             () = pending.wanted(), if pause == EVERY => {}
             () = tokio::time::sleep(pause) => {}
         }
-        pause = if settle(&store, &pending).await { EVERY } else { AGAIN_AFTER };
+        pause = if settle(&store, &pending, Upto::Wanted).await { EVERY } else { AGAIN_AFTER };
     }
-    if !settle(&store, &pending).await {
+    if !settle(&store, &pending, Upto::All).await {
         warn!("the tables are behind the journal; the next start brings them up to date");
     }
 }
 
-/// Whether the tables have everything.
-async fn settle(store: &Store, pending: &Pending) -> bool {
+/// How far a turn goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Upto {
+    /// One transaction, and more only where somebody waits or much has gathered: while others commit there is always a little left, and
+    /// a little at a time is dear.
+    Wanted,
+    All,
+}
+
+/// Whether it went well.
+async fn settle(store: &Store, pending: &Pending, upto: Upto) -> bool {
     loop {
         let batches = pending.first();
         let (Some((first, _)), Some((last, _))) = (batches.first(), batches.last()) else { return true };
@@ -43,6 +52,9 @@ async fn settle(store: &Store, pending: &Pending) -> bool {
         // What is not dropped takes room and nothing else.
         if let Err(error) = store.drop_settled(first - 1, *last).await {
             warn!(%error, "batches that the tables have could not be dropped from the journal: {error}");
+        }
+        if upto == Upto::Wanted && !pending.is_wanted() {
+            return true;
         }
     }
 }

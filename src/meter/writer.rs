@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info};
 
 use super::pending::Pending;
+use super::seen::Seen;
 use super::{Clock, Present, Reply, Request, WriteError, load, settler};
 use crate::domain::book::{Book, SpentByDay};
 use crate::domain::catalogue::Catalogue;
@@ -76,12 +77,14 @@ pub struct Writer {
     pub catalogue: Arc<Catalogue>,
     pub shown: Shown,
     pub clock: Clock,
+    pub seen: Arc<Seen>,
     /// The number of the last batch that is known to be durable.
     pub last: i64,
     /// A batch behind `last` may be durable or not.
     pub in_doubt: bool,
 }
 
+static PROF: [std::sync::atomic::AtomicU64; 5] = [const { std::sync::atomic::AtomicU64::new(0) }; 5];
 /// Batches that are looked for where the outcome of one is unknown.
 const IN_DOUBT_MAX: i64 = 16;
 
@@ -90,7 +93,12 @@ impl Writer {
     pub async fn run(mut self, mut waiting: mpsc::Receiver<Request>) {
         let (end, ending) = oneshot::channel();
         let settler = tokio::spawn(settler::run(self.store.clone(), self.shown.pending.clone(), ending));
+        let fill = tokio::spawn({
+            let (seen, store) = (self.seen.clone(), self.store.clone());
+            async move { seen.fill(&store).await }
+        });
         self.write_all(&mut waiting).await;
+        fill.abort();
         // The settler ends by `end`; if it ended before, there is nobody to tell.
         let _ = end.send(());
         let _ = settler.await;
@@ -129,7 +137,9 @@ impl Writer {
     async fn answer(&mut self, batch: Vec<Request>) {
         let now = (self.clock)();
         self.shown.health.begin(now);
+        let t0 = std::time::Instant::now();
         let written = self.write(&batch, now).await;
+        PROF[4].fetch_add(t0.elapsed().as_micros() as u64, Ordering::Relaxed);
         self.shown.health.end();
         match written {
             Ok((replies, wrote)) => {
@@ -174,7 +184,20 @@ impl Writer {
             committing_all.nothing();
             return Ok((replies, false));
         }
+        let t0 = std::time::Instant::now();
+        PROF[3].fetch_add(changes.size() as u64, Ordering::Relaxed);
         self.append(changes).await?;
+        PROF[1].fetch_add(t0.elapsed().as_micros() as u64, Ordering::Relaxed);
+        let n = PROF[2].fetch_add(1, Ordering::Relaxed) + 1;
+        if n % 2000 == 0 {
+            eprintln!(
+                "batches {n} lookup {} append {} total {} rows {}",
+                PROF[0].swap(0, Ordering::Relaxed) / 2000,
+                PROF[1].swap(0, Ordering::Relaxed) / 2000,
+                PROF[4].swap(0, Ordering::Relaxed) / 2000,
+                PROF[3].swap(0, Ordering::Relaxed) / 2000
+            );
+        }
         let changed = changed_users(&ledger);
         let shown = ledger.payers.into_iter().filter(|(user, _)| changed.contains(user)).map(|(user, mut payer)| {
             payer.book.prune(now);
@@ -197,6 +220,7 @@ impl Writer {
         self.in_doubt = true;
         self.store.journal().append(seq, &changes).await?;
         (self.last, self.in_doubt) = (seq, false);
+        self.seen.add(&changes);
         self.shown.pending.add((seq, Arc::new(changes)));
         Ok(())
     }
@@ -207,6 +231,7 @@ impl Writer {
             return Ok(());
         }
         for (seq, changes) in self.store.journal().after(self.last, IN_DOUBT_MAX).await? {
+            self.seen.add(&changes);
             self.shown.pending.add((seq, changes.clone()));
             changes.users().for_each(|user| self.shown.users.forget(user));
             self.shown.all.forget(&());
@@ -224,7 +249,8 @@ impl Writer {
         for id in ids {
             match self.shown.pending.hold(id) {
                 Some(hold) => drop(found.insert(id.to_owned(), hold)),
-                None => others.push(id),
+                None if self.seen.may_have(holds::id_hash(id)) => others.push(id),
+                None => {}
             }
         }
         if !others.is_empty() {
@@ -240,8 +266,12 @@ impl Writer {
             return Ok(HashMap::new());
         }
         let mut found = self.shown.pending.booked(ids.iter().copied());
-        let others: Vec<&str> = ids.iter().map(|(_, id)| *id).collect();
-        found.extend(ledger::booked(&mut *self.store.reader().await?, &others).await?);
+        let unknown =
+            |(kind, id): &&(EntryKind, &str)| !found.contains_key(&(*kind, (*id).to_owned())) && self.seen.may_have(ledger::id_hash(id));
+        let others: Vec<&str> = ids.iter().filter(unknown).map(|(_, id)| *id).collect();
+        if !others.is_empty() {
+            found.extend(ledger::booked(&mut *self.store.reader().await?, &others).await?);
+        }
         Ok(found)
     }
 
@@ -321,7 +351,9 @@ impl Writer {
                 days.insert(of, spent);
             }
         }
+        let t0 = std::time::Instant::now();
         let booked = self.booked(batch).await?;
+        PROF[0].fetch_add(t0.elapsed().as_micros() as u64, Ordering::Relaxed);
         let (entries, touched_holds, corrections) = (Vec::new(), BTreeSet::new(), Vec::new());
         Ok(Ledger { booked, holds, payers, all, days, entries, touched_holds, corrections })
     }

@@ -16,6 +16,7 @@ const BY_ID: &str = "SELECT * FROM holds WHERE id IN (SELECT value FROM json_eac
 const OPEN: &str = "SELECT user_id, id, amount, expires_at FROM holds \
      WHERE ended_at IS NULL AND user_id IN (SELECT value FROM json_each($1)) AND $2 < expires_at";
 const OPEN_OF_ALL: &str = "SELECT user_id, id, amount, expires_at FROM holds WHERE ended_at IS NULL AND $1 < expires_at";
+const IDS: &str = "SELECT id FROM holds WHERE $1 < id ORDER BY id LIMIT $2";
 const PAGE: &str = "SELECT * FROM holds WHERE seq < $1 AND ($2 IS NULL OR user_id = $2) AND CASE $3 \
      WHEN 'open' THEN ended_at IS NULL AND $4 < expires_at WHEN 'expired' THEN ended_at IS NULL AND expires_at <= $4 \
      WHEN 'captured' THEN captured IS NOT NULL WHEN 'released' THEN ended_at IS NOT NULL AND captured IS NULL ELSE true END \
@@ -28,6 +29,16 @@ pub async fn by_id(db: &mut Connection, ids: &[&str]) -> Result<HashMap<String, 
     }
     let rows = sqlx::query(BY_ID).bind(list(ids.iter().copied())).fetch_all(db).await?;
     rows.iter().map(|row| Ok((row.try_get("id")?, read(row)?))).collect()
+}
+
+/// The ids behind `after`, in their order.
+pub async fn ids(db: &mut Connection, after: &str, limit: i64) -> Result<Vec<String>, StoreError> {
+    Ok(sqlx::query_scalar(IDS).bind(after).bind(limit).fetch_all(db).await?)
+}
+
+/// As a usage's ([`super::ledger::id_hash`]), and not the same for the same id: a hold's capture bears its id among usage.
+pub fn id_hash(id: &str) -> i64 {
+    !super::ledger::id_hash(id)
 }
 
 /// What is held at `now` for each of `users`.

@@ -9,11 +9,13 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use sqlx::Row;
-use sqlx::sqlite::SqlitePool;
+use sqlx::query::Query;
+use sqlx::sqlite::{SqliteArguments, SqliteConnectOptions, SqliteRow};
+use sqlx::{ConnectOptions, Connection, Row, Sqlite, SqliteConnection};
+use tokio::sync::Mutex;
 
 use super::accounts::{money, user_id};
-use super::{StoreError, Tx, Writing, corrupt, from_micros, ledger, micros};
+use super::{StoreError, corrupt, from_micros, ledger, micros};
 use crate::domain::changes::Changes;
 use crate::domain::operation::{Booked, Consumption, Correction, Entry, Fingerprint, Hold, HoldEnd};
 
@@ -37,64 +39,83 @@ pub type Numbered = (i64, Arc<Changes>);
 /// The file beside the database.
 #[derive(Clone, Debug)]
 pub struct Journal {
-    /// One connection.
-    pool: SqlitePool,
+    options: SqliteConnectOptions,
+    /// One connection, and not in a pool: a pool asks a connection whether it is well before and after it lends it, and each question is
+    /// as long on its way as a commit. After a failure it is thrown away, since SQLite may have rolled back by itself.
+    connection: Arc<Mutex<Option<SqliteConnection>>>,
 }
 
 impl Journal {
-    pub(super) async fn open(pool: SqlitePool) -> Result<Self, StoreError> {
+    pub(super) async fn open(options: SqliteConnectOptions) -> Result<Self, StoreError> {
+        let journal = Self { options, connection: Arc::default() };
         for statement in SCHEMA {
-            sqlx::query(statement).execute(&pool).await?;
+            journal.write(sqlx::query(statement)).await?;
         }
-        Ok(Self { pool })
+        Ok(journal)
     }
 
     pub(super) async fn close(&self) {
-        self.pool.close().await;
+        if let Some(connection) = self.connection.lock().await.take() {
+            // What was written is on the disk; a connection that does not close well changes nothing.
+            let _ = connection.close().await;
+        }
     }
 
-    async fn writing(&self) -> Result<Writing, StoreError> {
-        Ok(Writing(Tx { connection: Some(self.pool.acquire().await?) }))
+    /// Does one statement, which is atomic by itself.
+    async fn write(&self, statement: Statement) -> Result<(), StoreError> {
+        let mut place = self.connection.lock().await;
+        // Taken out, so that a caller who goes away leaves none behind whose state nobody knows.
+        let mut connection = match place.take() {
+            Some(connection) => connection,
+            None => self.options.connect().await?,
+        };
+        statement.execute(&mut connection).await?;
+        *place = Some(connection);
+        Ok(())
+    }
+
+    async fn read(&self, statement: Statement) -> Result<Vec<SqliteRow>, StoreError> {
+        let mut place = self.connection.lock().await;
+        let mut connection = match place.take() {
+            Some(connection) => connection,
+            None => self.options.connect().await?,
+        };
+        let rows = statement.fetch_all(&mut connection).await?;
+        *place = Some(connection);
+        Ok(rows)
     }
 
     /// `Ok` means that it is on the disk. An error means that the outcome is unknown: [`Journal::after`] tells.
     pub async fn append(&self, seq: i64, changes: &Changes) -> Result<(), StoreError> {
-        let body = write(changes)?;
-        let mut writing = self.writing().await?;
-        sqlx::query(APPEND).bind(seq).bind(body).execute(writing.connection()?).await?;
-        writing.done();
-        Ok(())
+        self.write(sqlx::query(APPEND).bind(seq).bind(write(changes)?)).await
     }
 
     /// At most `limit` batches behind `seq`.
     pub async fn after(&self, seq: i64, limit: i64) -> Result<Vec<Numbered>, StoreError> {
-        let rows = sqlx::query(AFTER).bind(seq).bind(limit).fetch_all(&self.pool).await?;
+        let rows = self.read(sqlx::query(AFTER).bind(seq).bind(limit)).await?;
         rows.iter().map(|row| Ok((row.try_get("seq")?, Arc::new(read(row.try_get("body")?)?)))).collect()
     }
 
     /// The first and the last number that are there.
     pub(super) async fn ends(&self) -> Result<Option<(i64, i64)>, StoreError> {
-        let row = sqlx::query(ENDS).fetch_one(&self.pool).await?;
+        let rows = self.read(sqlx::query(ENDS)).await?;
+        let Some(row) = rows.first() else { return Ok(None) };
         let (first, last): (Option<i64>, Option<i64>) = (row.try_get("first")?, row.try_get("last")?);
         Ok(first.zip(last))
     }
 
     /// Forgets what the tables have.
     pub async fn drop_through(&self, seq: i64) -> Result<(), StoreError> {
-        let mut writing = self.writing().await?;
-        sqlx::query(DROP).bind(seq).execute(writing.connection()?).await?;
-        writing.done();
-        Ok(())
+        self.write(sqlx::query(DROP).bind(seq)).await
     }
 
     /// Whether a write reaches the disk.
     pub(super) async fn probe(&self, now: DateTime<Utc>) -> Result<(), StoreError> {
-        let mut writing = self.writing().await?;
-        sqlx::query(PROBE).bind(micros(now)).execute(writing.connection()?).await?;
-        writing.done();
-        Ok(())
+        self.write(sqlx::query(PROBE).bind(micros(now))).await
     }
 }
+
+type Statement = Query<'static, Sqlite, SqliteArguments>;
 
 type Text<'a> = Cow<'a, str>;
 

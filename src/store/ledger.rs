@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
+use sha2::{Digest, Sha256};
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
@@ -16,7 +17,9 @@ use crate::domain::operation::{Booked, EntryKind};
 use crate::domain::period::Window;
 use crate::domain::user::UserId;
 
-const BOOKED: &str = "SELECT id, kind, fingerprint, happened_at, recorded_at FROM usage WHERE id IN (SELECT value FROM json_each($1))";
+const BOOKED: &str = "SELECT id, kind, fingerprint, happened_at, recorded_at FROM usage WHERE id_hash IN (SELECT value FROM json_each($1))";
+const ID_HASHES: &str = "SELECT DISTINCT id_hash FROM usage WHERE $1 < id_hash ORDER BY id_hash LIMIT $2";
+const IDS: &str = "SELECT CAST(COALESCE(MAX(seq), 0) AS BIGINT) FROM usage";
 const DAY_OF_MODEL: &str = "SELECT spent FROM spend_by_day WHERE user_id = $1 AND day = $2 AND model = $3";
 const SPENT_BY_ALL: &str = "SELECT spent FROM spend_by_day_of_all";
 const DAYS: &str = "SELECT user_id, day, CAST(SUM(spent) AS BIGINT) AS spent FROM spend_by_day \
@@ -49,12 +52,20 @@ pub(super) fn read_kind(name: &str) -> Result<EntryKind, StoreError> {
     kinds.into_iter().find(|kind| kind_name(*kind) == name).ok_or_else(|| corrupt("an unknown kind of entry"))
 }
 
-/// The rows that are known under these ids.
+/// Where the index finds an id. Two ids may share it, so what is found there is compared.
+pub fn id_hash(id: &str) -> i64 {
+    let digest = Sha256::digest(id.as_bytes());
+    // The least number is none, so that all others lie behind it.
+    digest.first_chunk().map_or(0, |first| i64::from_be_bytes(*first)).max(i64::MIN + 1)
+}
+
+/// The rows that are known under these ids; others whose ids share a hash with them may be among them.
 pub async fn booked(db: &mut Connection, ids: &[&str]) -> Result<HashMap<(EntryKind, String), Booked>, StoreError> {
     if ids.is_empty() {
         return Ok(HashMap::new());
     }
-    let rows = sqlx::query(BOOKED).bind(list(ids.iter().copied())).fetch_all(db).await?;
+    let hashes = serde_json::Value::from_iter(ids.iter().map(|id| id_hash(id))).to_string();
+    let rows = sqlx::query(BOOKED).bind(hashes).fetch_all(db).await?;
     let read = |row: &SqliteRow| {
         let booked = Booked {
             fingerprint: super::fingerprint(row.try_get("fingerprint")?)?,
@@ -64,6 +75,17 @@ pub async fn booked(db: &mut Connection, ids: &[&str]) -> Result<HashMap<(EntryK
         Ok(((read_kind(row.try_get("kind")?)?, row.try_get("id")?), booked))
     };
     rows.iter().map(read).collect()
+}
+
+/// The hashes of all ids behind `after`, in their order.
+pub async fn id_hashes(db: &mut Connection, after: Option<i64>, limit: i64) -> Result<Vec<i64>, StoreError> {
+    Ok(sqlx::query_scalar(ID_HASHES).bind(after.unwrap_or(i64::MIN)).bind(limit).fetch_all(db).await?)
+}
+
+/// How many rows there are at most.
+pub async fn rows_at_most(db: &mut Connection) -> Result<usize, StoreError> {
+    let rows: i64 = sqlx::query_scalar(IDS).fetch_one(db).await?;
+    Ok(usize::try_from(rows).unwrap_or_default())
 }
 
 /// A day's sum of one user and one model, in nano-dollars.

@@ -8,7 +8,7 @@ use sqlx::query_builder::Separated;
 use sqlx::{QueryBuilder, Sqlite};
 
 use super::journal::Numbered;
-use super::ledger::kind_name;
+use super::ledger::{id_hash, kind_name};
 use super::{Connection, StoreError, Tx, micros};
 use crate::domain::changes::{Changes, sums, sums_of_all};
 use crate::domain::operation::{Hold, HoldEnd};
@@ -18,7 +18,7 @@ const THROUGH: &str = "SELECT through FROM settled";
 const SETTLED: &str = "UPDATE settled SET through = $1";
 const AUDIT: &str = "INSERT INTO audit (at, key_id, user_id, change, reason) VALUES ($1, $2, $3, $4, $5)";
 
-const USAGE: &str = "INSERT INTO usage (id, kind, user_id, cost, happened_at, recorded_at, model, provider, input_tokens, output_tokens, \
+const USAGE: &str = "INSERT INTO usage (id, id_hash, kind, user_id, cost, happened_at, recorded_at, model, provider, input_tokens, output_tokens, \
      metadata, fingerprint) ";
 const DAYS: (&str, &str) = (
     "INSERT INTO spend_by_day (user_id, day, model, spent, entries, input_tokens, output_tokens) ",
@@ -80,7 +80,11 @@ async fn write(db: &mut Connection, batches: &[&Changes]) -> Result<(), StoreErr
     let users: Vec<_> = users.into_iter().collect();
     bulk(db, (USAGE, ""), &entries, |row, entry| {
         let (usage, booked) = (&entry.consumption, &entry.booked);
-        row.push_bind(entry.id.as_str()).push_bind(kind_name(entry.kind)).push_bind(entry.user_id.as_str()).push_bind(usage.cost.nanos());
+        row.push_bind(entry.id.as_str())
+            .push_bind(id_hash(&entry.id))
+            .push_bind(kind_name(entry.kind))
+            .push_bind(entry.user_id.as_str())
+            .push_bind(usage.cost.nanos());
         row.push_bind(micros(booked.time)).push_bind(micros(booked.recorded_at));
         row.push_bind(usage.model.as_deref()).push_bind(usage.provider.as_deref());
         row.push_bind(usage.input_tokens).push_bind(usage.output_tokens);
