@@ -9,6 +9,10 @@ use clap::Parser;
 use spendgate::cli::{Cli, Machine};
 use tracing_subscriber::EnvFilter;
 
+/// A check makes some forty small values; the system's own allocator takes a tenth of its time for them.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     // A missing .env is the usual case; a broken one is told.
     if let Err(error) = dotenvy::dotenv()

@@ -21,61 +21,73 @@ pub enum Pace {
     Open(u64),
 }
 
-/// What is asked.
+/// What is asked: each connection goes through the steps of a turn one after the other, and each step is a request that counts.
 #[derive(Debug)]
 pub struct Load {
-    head: String,
-    body: fn(&mut fastrand::Rng, usize, usize) -> String,
-    path: fn(&mut fastrand::Rng, usize) -> String,
+    key: String,
+    kind: Kind,
     users: usize,
-    records: usize,
 }
 
-fn user(random: &mut fastrand::Rng, users: usize) -> usize {
-    random.usize(..users.max(1))
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Bare,
+    Check,
+    Usage {
+        records: usize,
+    },
+    /// A hold and its capture.
+    Hold,
 }
 
 fn record(random: &mut fastrand::Rng, users: usize) -> String {
-    let (id, user) = (random.u128(..), user(random, users));
+    let (id, user) = (random.u128(..), random.usize(..users));
     format!("{{\"id\":\"{id:032x}\",\"user_id\":\"user-{user}\",\"cost\":0.000000001,\"model\":\"gpt-4o\"}}")
 }
 
 impl Load {
     pub fn bare() -> Self {
-        Self {
-            head: "GET / HTTP/1.1\r\nhost: load\r\n\r\n".to_owned(),
-            body: |_, _, _| String::new(),
-            path: |_, _| String::new(),
-            users: 0,
-            records: 0,
-        }
+        Self { key: String::new(), kind: Kind::Bare, users: 1 }
     }
 
     pub fn check(key: &str, users: usize) -> Self {
-        let path = |random: &mut fastrand::Rng, users: usize| {
-            format!("/v1/users/user-{}/enforcement?model=gpt-4o&estimated_cost=0.03", user(random, users))
-        };
-        Self { head: format!("authorization: Bearer {key}\r\n"), body: |_, _, _| String::new(), path, users, records: 0 }
+        Self { key: key.to_owned(), kind: Kind::Check, users }
     }
 
     /// Records with random ids, as callers without order among them would send.
     pub fn usage(key: &str, users: usize, records: usize) -> Self {
-        let body = |random: &mut fastrand::Rng, users: usize, records: usize| match records {
-            1 => record(random, users),
-            _ => format!("[{}]", (0..records).map(|_| record(random, users)).collect::<Vec<_>>().join(",")),
-        };
-        Self { head: format!("authorization: Bearer {key}\r\n"), body, path: |_, _| String::new(), users, records }
+        Self { key: key.to_owned(), kind: Kind::Usage { records }, users }
     }
 
-    fn request(&self, random: &mut fastrand::Rng) -> Vec<u8> {
-        if self.head.starts_with("GET") {
-            return self.head.clone().into_bytes();
+    /// Holds with random ids, each captured at once.
+    pub fn hold(key: &str, users: usize) -> Self {
+        Self { key: key.to_owned(), kind: Kind::Hold, users }
+    }
+
+    fn turn(&self, random: &mut fastrand::Rng) -> Vec<Vec<u8>> {
+        match self.kind {
+            Kind::Bare => vec![b"GET / HTTP/1.1\r\nhost: load\r\n\r\n".to_vec()],
+            Kind::Check => {
+                let path = format!("/v1/users/user-{}/enforcement?model=gpt-4o&estimated_cost=0.03", random.usize(..self.users));
+                vec![format!("GET {path} HTTP/1.1\r\nhost: load\r\nauthorization: Bearer {}\r\n\r\n", self.key).into_bytes()]
+            }
+            Kind::Usage { records: 1 } => vec![self.post("/v1/usage", &record(random, self.users))],
+            Kind::Usage { records } => {
+                let list: Vec<String> = (0..records).map(|_| record(random, self.users)).collect();
+                vec![self.post("/v1/usage", &format!("[{}]", list.join(",")))]
+            }
+            Kind::Hold => {
+                let (id, user) = (random.u128(..), random.usize(..self.users));
+                let hold =
+                    format!("{{\"id\":\"{id:032x}\",\"user_id\":\"user-{user}\",\"estimated_cost\":0.000000002,\"model\":\"gpt-4o\"}}");
+                vec![self.post("/v1/holds", &hold), self.post(&format!("/v1/holds/{id:032x}/capture"), "{\"cost\":0.000000001}")]
+            }
         }
-        if self.records == 0 {
-            return format!("GET {} HTTP/1.1\r\nhost: load\r\n{}\r\n", (self.path)(random, self.users), self.head).into_bytes();
-        }
-        let body = (self.body)(random, self.users, self.records);
-        format!("POST /v1/usage HTTP/1.1\r\nhost: load\r\n{}content-length: {}\r\n\r\n{body}", self.head, body.len()).into_bytes()
+    }
+
+    fn post(&self, path: &str, body: &str) -> Vec<u8> {
+        let (key, length) = (&self.key, body.len());
+        format!("POST {path} HTTP/1.1\r\nhost: load\r\nauthorization: Bearer {key}\r\ncontent-length: {length}\r\n\r\n{body}").into_bytes()
     }
 }
 
@@ -103,7 +115,7 @@ impl fmt::Display for Report {
         for quantile in [0.5, 0.9, 0.99, 0.999, 1.0] {
             write!(f, ", p{} {:.2} ms", quantile * 100.0, self.millis(quantile))?;
         }
-        write!(f, ", {} not answered 200", self.refused)
+        write!(f, ", {} not answered 2xx", self.refused)
     }
 }
 
@@ -132,11 +144,16 @@ pub async fn run(address: SocketAddr, load: &Load, connections: usize, pace: Pac
                 if end <= due {
                     return Ok::<_, anyhow::Error>(latencies);
                 }
-                if connection.ask(&load.request(&mut random)).await? != 200 {
-                    refused.fetch_add(1, Ordering::Relaxed);
+                for request in load.turn(&mut random) {
+                    if !(200..300).contains(&connection.ask(&request).await?) {
+                        refused.fetch_add(1, Ordering::Relaxed);
+                    }
+                    latencies.record(due.elapsed().as_micros() as u64)?;
+                    due = match pace {
+                        Pace::Closed => Instant::now(),
+                        Pace::Open(_) => due + interval,
+                    };
                 }
-                latencies.record(due.elapsed().as_micros() as u64)?;
-                due += interval;
             }
         }
     });
@@ -169,8 +186,10 @@ impl Connection {
             }
             let Some(head) = self.buffer.windows(4).position(|window| window == b"\r\n\r\n") else { continue };
             let text = std::str::from_utf8(&self.buffer[..head])?;
-            let length =
-                text.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length:")?.trim().parse::<usize>().ok());
+            let length = text.lines().find_map(|line| {
+                let (name, value) = line.split_once(':')?;
+                if name.eq_ignore_ascii_case("content-length") { value.trim().parse::<usize>().ok() } else { None }
+            });
             let end = head + 4 + length.context("an answer without content-length")?;
             let status = text.get(9..12).context("a status")?.parse()?;
             while self.buffer.len() < end {

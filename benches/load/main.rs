@@ -8,7 +8,8 @@ mod client;
 mod service;
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -31,8 +32,13 @@ enum Command {
     Compare(Compare),
     /// Drive a service that runs already.
     Drive(Drive),
-    /// Serve 300 static bytes, as the limit of what any handler can do.
-    Bare { address: SocketAddr },
+    /// What it costs to know many users: memory, the first answer after a start, a check.
+    Known(Known),
+    /// How long checks take while usage floods in.
+    Flood(Flood),
+    /// Serve the baselines.
+    #[command(hide = true)]
+    Bare { address: SocketAddr, database: PathBuf },
 }
 
 #[derive(Debug, clap::Args)]
@@ -74,11 +80,32 @@ struct Drive {
     users: usize,
 }
 
+#[derive(Debug, clap::Args)]
+struct Known {
+    #[arg(long, default_value_t = 1_000_000)]
+    users: usize,
+    #[arg(long, default_value_t = 10_000)]
+    hot: usize,
+}
+
+#[derive(Debug, clap::Args)]
+struct Flood {
+    #[arg(long, default_value_t = 60)]
+    seconds: u64,
+    /// Checks a second.
+    #[arg(long, default_value_t = 2000)]
+    rate: u64,
+    #[arg(long, default_value_t = 64)]
+    connections: usize,
+}
+
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum What {
+    Bare,
     Check,
     Usage,
     Usage100,
+    Hold,
 }
 
 #[tokio::main]
@@ -87,13 +114,17 @@ async fn main() -> Result<()> {
     match cli.command {
         Command::Compare(args) => compare(args).await,
         Command::Drive(args) => drive(args).await,
-        Command::Bare { address } => service::serve_bare(address).await,
+        Command::Known(args) => known(args).await,
+        Command::Flood(args) => flood(args).await,
+        Command::Bare { address, database } => service::serve_bare(address, &database).await,
     }
 }
 
 fn load(what: What, key: &str, users: usize) -> Load {
     match what {
+        What::Bare => Load::bare(),
         What::Check => Load::check(key, users),
+        What::Hold => Load::hold(key, users),
         What::Usage => Load::usage(key, users, 1),
         What::Usage100 => Load::usage(key, users, 100),
     }
@@ -116,6 +147,8 @@ async fn compare(args: Compare) -> Result<()> {
         ("bare handler", bare.address, Load::bare()),
         ("check", service.address, Load::check(&service.key, hot)),
         ("usage, one record", service.address, Load::usage(&service.key, hot, 1)),
+        ("hold + capture", service.address, Load::hold(&service.key, hot)),
+        ("a transaction each", bare.address, Load::usage("", hot, 1)),
         ("usage, 100 records", service.address, Load::usage(&service.key, hot, 100)),
     ];
     let mut rates = turns.each_ref().map(|_| Vec::new());
@@ -142,7 +175,60 @@ async fn compare(args: Compare) -> Result<()> {
         println!("{name:<20} {rate:>12.0} {:>7.3} {:>9.2} {:>9.2}", rate / base, at(0.5), at(0.99));
     }
     // The requests of the last row carry a hundred records each.
-    println!("records/s in batches of 100, to single ones: {:.1}", 100.0 * median(&mut rates[3]) / median(&mut rates[2]));
+    println!("records/s in batches of 100, to single ones: {:.1}", 100.0 * median(&mut rates[5]) / median(&mut rates[2]));
+    Ok(())
+}
+
+async fn known(args: Known) -> Result<()> {
+    let service = Service::start()?;
+    service.meet(1000).await?;
+    let few = service.resident()?;
+    let bare = Bare::start()?;
+    let time = Duration::from_secs(5);
+    let (mut of_few, mut of_many) = (Vec::new(), Vec::new());
+    let rate = async |address, load: Load| Ok::<_, anyhow::Error>(client::run(address, &load, 64, Pace::Closed, time).await?.rate());
+    for _ in 0..3 {
+        let base = rate(bare.address, Load::bare()).await?;
+        of_few.push(rate(service.address, Load::check(&service.key, 1000)).await? / base);
+    }
+    service.meet(args.users).await?;
+    let many = service.resident()?;
+    println!("{} bytes in memory for each of {} users", many.saturating_sub(few) / args.users as u64, args.users);
+    for _ in 0..3 {
+        let base = rate(bare.address, Load::bare()).await?;
+        of_many.push(rate(service.address, Load::check(&service.key, args.hot)).await? / base);
+    }
+    let (of_few, of_many) = (median(&mut of_few), median(&mut of_many));
+    println!(
+        "a check with 1000 users {of_few:.3} of the bare handler, with {} ({} hot) {of_many:.3}: × {:.2}",
+        args.users,
+        args.hot,
+        of_few / of_many
+    );
+    let begun = Instant::now();
+    let service = service.restart()?;
+    let listens = begun.elapsed();
+    let first = client::run(service.address, &Load::check(&service.key, args.users), 1, Pace::Closed, Duration::from_millis(1)).await?;
+    println!(
+        "the first answer {:.3} s after SIGTERM to the one before (listening after {:.3} s; {first})",
+        begun.elapsed().as_secs_f64(),
+        listens.as_secs_f64()
+    );
+    Ok(())
+}
+
+async fn flood(args: Flood) -> Result<()> {
+    let service = Service::start()?;
+    service.meet(1000).await?;
+    let time = Duration::from_secs(args.seconds);
+    let checks = Load::check(&service.key, 1000);
+    let quiet = client::run(service.address, &checks, 16, Pace::Open(args.rate), time).await?;
+    let usage = Load::usage(&service.key, 1000, 1);
+    let flood = client::run(service.address, &usage, args.connections, Pace::Closed, time);
+    let (flood, checked) =
+        futures_util::future::try_join(flood, client::run(service.address, &checks, 16, Pace::Open(args.rate), time)).await?;
+    println!("quiet   {quiet}\nflooded {checked}\nflood   {flood}");
+    println!("p99 of checks while flooded, to quiet: × {:.1}", checked.millis(0.99) / quiet.millis(0.99));
     Ok(())
 }
 

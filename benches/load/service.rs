@@ -2,12 +2,15 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use axum::Router;
-use axum::routing::get;
+use axum::routing::{get, post};
+use serde::Deserialize;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use tempfile::TempDir;
 
 const KEY: &str = "load-key-0123456789abcdef0123456789abcdef";
@@ -27,30 +30,62 @@ fn free_address() -> Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
 
-/// The bare handler in a process of its own.
+/// The baselines in a process of their own: a handler that answers 300 static bytes, and one that does what is done first: a transaction
+/// for each request.
 pub struct Bare {
     pub address: SocketAddr,
     _process: Process,
+    _folder: TempDir,
 }
 
 impl Bare {
     pub fn start() -> Result<Self> {
         let address = free_address()?;
-        let mut child = Command::new(std::env::current_exe()?).args(["bare", &address.to_string()]).stdout(Stdio::piped()).spawn()?;
+        let folder = folder()?;
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("bare").arg(address.to_string()).arg(folder.path().join("bare.db"));
+        let mut child = command.stdout(Stdio::piped()).spawn()?;
         let mut line = String::new();
         BufReader::new(child.stdout.take().context("its output")?).read_line(&mut line)?;
-        Ok(Self { address, _process: Process(child) })
+        Ok(Self { address, _process: Process(child), _folder: folder })
     }
 }
 
-pub async fn serve_bare(address: SocketAddr) -> Result<()> {
+fn folder() -> Result<TempDir> {
+    Ok(tempfile::tempdir_in(std::env::current_dir()?.join("target"))?)
+}
+
+#[derive(Deserialize)]
+struct Record {
+    id: String,
+    user_id: String,
+}
+
+pub async fn serve_bare(address: SocketAddr, database: &Path) -> Result<()> {
     const BODY: &str = match std::str::from_utf8(&[b'x'; 300]) {
         Ok(body) => body,
         Err(_) => "",
     };
+    let options = SqliteConnectOptions::new().filename(database).create_if_missing(true);
+    let options = options.journal_mode(SqliteJournalMode::Wal).synchronous(SqliteSynchronous::Full);
+    let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
+    sqlx::query("CREATE TABLE usage (id TEXT PRIMARY KEY, user_id TEXT, cost INTEGER)").execute(&pool).await?;
+    sqlx::query("CREATE TABLE spent (user_id TEXT PRIMARY KEY, spent INTEGER)").execute(&pool).await?;
+    let record = move |body: String| async move {
+        let done = async {
+            let record: Record = serde_json::from_str(&body)?;
+            let mut tx = pool.begin_with("BEGIN IMMEDIATE").await?;
+            sqlx::query("INSERT INTO usage VALUES ($1, $2, 1)").bind(record.id).bind(&record.user_id).execute(&mut *tx).await?;
+            let add = "INSERT INTO spent VALUES ($1, 1) ON CONFLICT (user_id) DO UPDATE SET spent = spent + 1 RETURNING spent";
+            let spent: i64 = sqlx::query_scalar(add).bind(record.user_id).fetch_one(&mut *tx).await?;
+            tx.commit().await?;
+            Ok::<_, anyhow::Error>(spent.to_string())
+        };
+        done.await.map_err(|error| error.to_string())
+    };
     let listener = tokio::net::TcpListener::bind(address).await?;
     println!("ready");
-    axum::serve(listener, Router::new().route("/", get(async || BODY))).await?;
+    axum::serve(listener, Router::new().route("/", get(async || BODY)).route("/v1/usage", post(record))).await?;
     Ok(())
 }
 
@@ -58,13 +93,16 @@ pub async fn serve_bare(address: SocketAddr) -> Result<()> {
 pub struct Service {
     pub address: SocketAddr,
     pub key: String,
-    _process: Process,
-    _folder: TempDir,
+    process: Process,
+    folder: TempDir,
 }
 
 impl Service {
     pub fn start() -> Result<Self> {
-        let folder = tempfile::tempdir_in(std::env::current_dir()?.join("target"))?;
+        Self::start_in(folder()?)
+    }
+
+    fn start_in(folder: TempDir) -> Result<Self> {
         let address = free_address()?;
         let mut child = Command::new(env!("CARGO_BIN_EXE_spendgate"))
             .current_dir(folder.path())
@@ -75,7 +113,21 @@ impl Service {
             .spawn()?;
         let mut line = String::new();
         BufReader::new(child.stdout.take().context("its output")?).read_line(&mut line)?;
-        Ok(Self { address, key: KEY.to_owned(), _process: Process(child), _folder: folder })
+        Ok(Self { address, key: KEY.to_owned(), process: Process(child), folder })
+    }
+
+    /// Ends the process as SIGTERM does, and starts another one on the same data.
+    pub fn restart(mut self) -> Result<Self> {
+        Command::new("kill").arg(self.process.0.id().to_string()).status()?;
+        self.process.0.wait()?;
+        Self::start_in(self.folder)
+    }
+
+    /// What the process has in memory, in bytes.
+    pub fn resident(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.0.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
+        Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
     }
 
     /// Makes `user-0` to `user-{users - 1}` known, a thousand in a request.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::http::{HeaderMap, header};
 use chrono::{DateTime, TimeDelta, Utc};
@@ -103,14 +103,17 @@ pub struct Caller {
     scopes: Scopes,
 }
 
+/// A caller, and when the store was asked for him.
+type Kept = (Arc<Caller>, DateTime<Utc>);
+
 /// The keys that were used lately.
 #[derive(Debug, Default)]
 pub struct KeyRing {
-    kept: Mutex<HashMap<KeyDigest, (Caller, DateTime<Utc>)>>,
+    kept: Mutex<HashMap<KeyDigest, Kept>>,
 }
 
 impl KeyRing {
-    fn kept(&self, digest: KeyDigest) -> Option<(Caller, DateTime<Utc>)> {
+    fn kept(&self, digest: KeyDigest) -> Option<Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).get(&digest).cloned()
     }
 
@@ -118,7 +121,7 @@ impl KeyRing {
         keys::by_digest(&mut *store.reader().await?, digest).await
     }
 
-    async fn caller(&self, store: &Store, digest: KeyDigest, now: DateTime<Utc>) -> Result<Option<Caller>, StoreError> {
+    async fn caller(&self, store: &Store, digest: KeyDigest, now: DateTime<Utc>) -> Result<Option<Arc<Caller>>, StoreError> {
         let fresh = |read_at: DateTime<Utc>| read_at <= now && now - read_at < KEPT_FOR;
         if let Some((caller, _)) = self.kept(digest).filter(|(_, read_at)| fresh(*read_at)) {
             return Ok(Some(caller));
@@ -130,7 +133,7 @@ impl KeyRing {
         };
         let caller = stored.filter(|key| key.revoked_at.is_none()).and_then(|key| {
             let scopes = Scopes::parse(&key.scopes)?;
-            Some(Caller { key_id: key.key_id, scopes })
+            Some(Arc::new(Caller { key_id: key.key_id, scopes }))
         });
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         match &caller {
@@ -149,7 +152,7 @@ impl KeyRing {
 }
 
 /// The caller, if his key may do this.
-pub async fn require(app: &App, headers: &HeaderMap, scope: Scope) -> Result<Caller, Problem> {
+pub async fn require(app: &App, headers: &HeaderMap, scope: Scope) -> Result<Arc<Caller>, Problem> {
     let unauthorized = |why: &str| Problem::new(ErrorCode::Unauthorized, format!("{why}; send `Authorization: Bearer sg_…`"));
     let value = headers.get(header::AUTHORIZATION).ok_or_else(|| unauthorized("there is no Authorization header"))?;
     let text = value.to_str().ok().filter(|text| text.len() <= KEY_BYTES_MAX);

@@ -65,7 +65,7 @@ pub async fn create(
         time: new.time.0,
         model: new.model.map(|name| name.0),
         reason: new.reason.0,
-        key_id: caller.key_id,
+        key_id: caller.key_id.clone(),
     };
     let reply = app.meter.submit(Operation::Correct(correction), None).await;
     match reply.map_err(|error| Problem::from_write(error, false))?.outcome {

@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, header};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +26,8 @@ const MANY_MAX: usize = 1000;
 const BODY_BYTES_MAX: usize = 1024 * 1024;
 /// Reservations of one list that wait for the writer at the same time.
 const RESERVED_AT_ONCE: usize = 128;
+/// Room for most answers, so that it need not grow while one is written.
+const ANSWER_BYTES: usize = 1024;
 /// When to ask again after an answer that the store could not be read, in seconds.
 const RETRY_AFTER_SECONDS: u32 = 1;
 
@@ -152,7 +153,12 @@ async fn answers(app: &Arc<App>, asked: Vec<Asked>) -> Response {
 }
 
 fn json(answer: &impl Serialize) -> String {
-    serde_json::to_string(answer).unwrap_or_default()
+    let mut text = Vec::with_capacity(ANSWER_BYTES);
+    // Nothing of an answer refuses to be written, and JSON is text.
+    match serde_json::to_writer(&mut text, answer) {
+        Ok(()) => String::from_utf8(text).unwrap_or_default(),
+        Err(_) => String::new(),
+    }
 }
 
 async fn answer(app: &App, user: UserId, ask: Ask) -> Response {
@@ -169,7 +175,7 @@ fn unreadable<T>(error: &StoreError, answer: T) -> T {
 
 /// While the store is away, an answer says when to ask again.
 fn respond(answer: impl Serialize, store_answers: bool) -> Response {
-    with_retry(Json(answer).into_response(), store_answers)
+    with_retry(holds::json_text(json(&answer)), store_answers)
 }
 
 fn with_retry(mut response: Response, store_answers: bool) -> Response {

@@ -84,7 +84,6 @@ pub struct Writer {
     pub in_doubt: bool,
 }
 
-static PROF: [std::sync::atomic::AtomicU64; 5] = [const { std::sync::atomic::AtomicU64::new(0) }; 5];
 /// Batches that are looked for where the outcome of one is unknown.
 const IN_DOUBT_MAX: i64 = 16;
 
@@ -137,9 +136,7 @@ impl Writer {
     async fn answer(&mut self, batch: Vec<Request>) {
         let now = (self.clock)();
         self.shown.health.begin(now);
-        let t0 = std::time::Instant::now();
         let written = self.write(&batch, now).await;
-        PROF[4].fetch_add(t0.elapsed().as_micros() as u64, Ordering::Relaxed);
         self.shown.health.end();
         match written {
             Ok((replies, wrote)) => {
@@ -184,20 +181,7 @@ impl Writer {
             committing_all.nothing();
             return Ok((replies, false));
         }
-        let t0 = std::time::Instant::now();
-        PROF[3].fetch_add(changes.size() as u64, Ordering::Relaxed);
         self.append(changes).await?;
-        PROF[1].fetch_add(t0.elapsed().as_micros() as u64, Ordering::Relaxed);
-        let n = PROF[2].fetch_add(1, Ordering::Relaxed) + 1;
-        if n % 2000 == 0 {
-            eprintln!(
-                "batches {n} lookup {} append {} total {} rows {}",
-                PROF[0].swap(0, Ordering::Relaxed) / 2000,
-                PROF[1].swap(0, Ordering::Relaxed) / 2000,
-                PROF[4].swap(0, Ordering::Relaxed) / 2000,
-                PROF[3].swap(0, Ordering::Relaxed) / 2000
-            );
-        }
         let changed = changed_users(&ledger);
         let shown = ledger.payers.into_iter().filter(|(user, _)| changed.contains(user)).map(|(user, mut payer)| {
             payer.book.prune(now);
@@ -351,9 +335,7 @@ impl Writer {
                 days.insert(of, spent);
             }
         }
-        let t0 = std::time::Instant::now();
         let booked = self.booked(batch).await?;
-        PROF[0].fetch_add(t0.elapsed().as_micros() as u64, Ordering::Relaxed);
         let (entries, touched_holds, corrections) = (Vec::new(), BTreeSet::new(), Vec::new());
         Ok(Ledger { booked, holds, payers, all, days, entries, touched_holds, corrections })
     }
