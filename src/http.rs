@@ -17,12 +17,18 @@ mod users;
 mod view;
 mod webhook;
 
+use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::http::{Method, Request};
+use axum::response::Response;
 use axum::routing::{get, post};
 use chrono::{DateTime, Utc};
+use hyper::body::Incoming;
+use hyper::service::Service;
+use hyper_util::service::TowerToHyperService;
 
 use crate::domain::catalogue::Catalogue;
 use crate::domain::user::UserId;
@@ -77,7 +83,31 @@ impl fmt::Debug for App {
     }
 }
 
-pub fn router(app: Arc<App>) -> Router {
+/// The doors as a connection calls them. A check is asked before every model call, so it goes straight to its door: the router would
+/// take a tenth of the time that it needs.
+#[derive(Clone, Debug)]
+pub struct Doors {
+    app: Arc<App>,
+    router: TowerToHyperService<Router>,
+}
+
+impl Doors {
+    pub fn new(app: Arc<App>) -> Self {
+        Self { router: TowerToHyperService::new(router(app.clone())), app }
+    }
+
+    pub async fn answer(&self, request: Request<Incoming>) -> Result<Response, Infallible> {
+        let is_check = request.method() == Method::GET && enforcement::user_in(request.uri().path()).is_some();
+        if !is_check {
+            return self.router.call(request).await;
+        }
+        let (head, _) = request.into_parts();
+        let user = enforcement::user_in(head.uri.path()).unwrap_or_default();
+        Ok(enforcement::at_once(self.app.clone(), &head, user).await)
+    }
+}
+
+fn router(app: Arc<App>) -> Router {
     Router::new()
         .route("/v1/users/{user_id}/enforcement", get(enforcement::one))
         .route("/v1/enforcement", post(enforcement::several))

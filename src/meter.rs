@@ -167,8 +167,12 @@ impl Meter {
 
     /// One user at `now`.
     pub async fn view(&self, user: &UserId, now: DateTime<Utc>) -> Result<View<'_>, StoreError> {
-        let mut views = self.views(std::slice::from_ref(user), now).await?;
-        views.pop().ok_or_else(StoreError::torn)
+        let all = self.budgets_of_all(now).await?;
+        if let Some(view) = self.shown.users.get(user).and_then(|payer| self.judge(payer, &all, now)) {
+            return Ok(view);
+        }
+        let mut loaded = self.load(std::slice::from_ref(user), now).await?;
+        loaded.remove(user).and_then(|payer| self.judge(payer, &all, now)).ok_or_else(StoreError::torn)
     }
 
     /// Many users at `now`, in the order asked.

@@ -27,7 +27,7 @@ CREATE TABLE usage (
     seq           INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
     -- The caller's; a capture's is its hold's. One id is booked once among rows of one kind.
     id            TEXT    NOT NULL,
-    -- The first 8 bytes of its SHA-256: an index of ids as callers make them would be four times as large, and every row touches a page of it.
+    -- Its SipHash-1-3: an index of ids as callers make them would be four times as large, and every row touches a page of it.
     id_hash       INTEGER NOT NULL,
     -- usage, capture, or correction, whose cost counts downwards.
     kind          TEXT    NOT NULL,

@@ -58,9 +58,9 @@ impl Server {
         });
         let (stop, stopped) = oneshot::channel();
         let ended = tokio::spawn(async move {
-            let router = http::router(app);
+            let doors = http::Doors::new(app);
             // An error is a `stop` that was dropped, which means the same.
-            http::serve::serve(listener, router, async { drop(stopped.await) }).await?;
+            http::serve::serve(listener, doors, async { drop(stopped.await) }).await?;
             // The last holder of the meter is gone with the router, so the writer ends once its queue is done.
             writer.await?;
             store.close().await;

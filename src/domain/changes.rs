@@ -1,6 +1,6 @@
 //! What one commit of the ledger adds: enough to write every row and every sum of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use chrono::{DateTime, Utc};
 
@@ -56,8 +56,8 @@ impl Sum {
 }
 
 /// What entries add to each user's sums, by day (days since 1970-01-01 UTC) and model (empty where none was named).
-pub fn sums<'e>(entries: impl IntoIterator<Item = &'e Entry>) -> BTreeMap<(&'e UserId, i64, &'e str), Sum> {
-    let mut sums: BTreeMap<(&UserId, i64, &str), Sum> = BTreeMap::new();
+pub fn sums<'e>(entries: impl IntoIterator<Item = &'e Entry>) -> HashMap<(&'e UserId, i64, &'e str), Sum> {
+    let mut sums: HashMap<(&UserId, i64, &str), Sum> = HashMap::new();
     for entry in entries {
         let key = (&entry.user_id, day(entry.booked.time), entry.consumption.model.as_deref().unwrap_or(""));
         sums.entry(key).or_default().add(entry);

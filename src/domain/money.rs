@@ -1,6 +1,6 @@
 //! Whole nano-dollars.
 
-use std::fmt;
+use std::fmt::{self, Write};
 
 use serde::de::{Deserialize, Deserializer, Error as _};
 use serde::ser::{Error as _, Serialize, Serializer};
@@ -11,6 +11,9 @@ pub const NANOS_PER_DOLLAR: i64 = 1_000_000_000;
 
 /// The largest amount that a single record or limit may have: one billion dollars. Nine of them still fit an `i64`.
 const MAX_NANOS: i64 = 1_000_000_000 * NANOS_PER_DOLLAR;
+
+/// `9223372036.854775807`
+const DECIMAL_BYTES_MAX: usize = 20;
 
 /// More text than any amount needs; a longer one is refused unread.
 const TEXT_MAX: usize = 64;
@@ -97,11 +100,14 @@ impl Money {
     /// where it is not larger than one amount may be.
     pub fn decimal(self) -> String {
         let (whole, nanos) = (self.0 / NANOS_PER_DOLLAR, self.0 % NANOS_PER_DOLLAR);
-        if nanos == 0 {
-            return whole.to_string();
+        let mut text = String::with_capacity(DECIMAL_BYTES_MAX);
+        // Writing to a string does not fail.
+        let _ = write!(text, "{whole}");
+        if nanos != 0 {
+            let _ = write!(text, ".{nanos:09}");
+            text.truncate(text.trim_end_matches('0').len());
         }
-        let decimals = format!("{nanos:09}");
-        format!("{whole}.{}", decimals.trim_end_matches('0'))
+        text
     }
 }
 

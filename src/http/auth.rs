@@ -1,10 +1,13 @@
 //! API keys: 256 random bits, of which only a digest is kept.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use axum::http::{HeaderMap, header};
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderValue, header};
 use chrono::{DateTime, TimeDelta, Utc};
 use sha2::{Digest, Sha256};
 
@@ -151,10 +154,28 @@ impl KeyRing {
     }
 }
 
+/// What a request says of who sends it. The other headers are left where they are: to copy them all would cost more than to check the key.
+#[derive(Debug)]
+pub struct Bearer(Option<HeaderValue>);
+
+impl<S: Sync> FromRequestParts<S> for Bearer {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        Ok(Self::of(&parts.headers))
+    }
+}
+
+impl Bearer {
+    pub fn of(headers: &HeaderMap) -> Self {
+        Self(headers.get(header::AUTHORIZATION).cloned())
+    }
+}
+
 /// The caller, if his key may do this.
-pub async fn require(app: &App, headers: &HeaderMap, scope: Scope) -> Result<Arc<Caller>, Problem> {
+pub async fn require(app: &App, key: &Bearer, scope: Scope) -> Result<Arc<Caller>, Problem> {
     let unauthorized = |why: &str| Problem::new(ErrorCode::Unauthorized, format!("{why}; send `Authorization: Bearer sg_…`"));
-    let value = headers.get(header::AUTHORIZATION).ok_or_else(|| unauthorized("there is no Authorization header"))?;
+    let value = key.0.as_ref().ok_or_else(|| unauthorized("there is no Authorization header"))?;
     let text = value.to_str().ok().filter(|text| text.len() <= KEY_BYTES_MAX);
     let (scheme, key) =
         text.and_then(|text| text.split_once(' ')).ok_or_else(|| unauthorized("the Authorization header is not a bearer key"))?;

@@ -7,6 +7,7 @@ use axum::extract::{FromRequestParts, Path};
 use axum::http::request::Parts;
 use chrono::{DateTime, Utc};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
@@ -127,7 +128,14 @@ impl<T: DeserializeOwned, S: Sync> FromRequestParts<S> for Params<T> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        let query = parts.uri.query().unwrap_or_default();
+        Self::read(parts.uri.query())
+    }
+}
+
+impl<T: DeserializeOwned> Params<T> {
+    /// Reads what stands after the question mark.
+    pub fn read(query: Option<&str>) -> Result<Self, Problem> {
+        let query = query.unwrap_or_default();
         let deserializer = serde_urlencoded::Deserializer::new(form_urlencoded::parse(query.as_bytes()));
         let read = serde_path_to_error::deserialize(deserializer);
         read.map(Self).map_err(|error| named(&error.inner().to_string(), &error.path().to_string(), ""))
@@ -162,9 +170,24 @@ impl<S: Sync + Send> FromRequestParts<S> for UserPath {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        let not_text = |_| Problem::invalid("user_id", "in the path is not percent-encoded UTF-8");
-        let Path(text) = Path::<String>::from_request_parts(parts, state).await.map_err(not_text)?;
-        UserId::parse(&text).map(Self).map_err(|error| Problem::invalid("user_id", error))
+        let Path(text) = Path::<String>::from_request_parts(parts, state).await.map_err(|_| Self::not_text())?;
+        Self::parse(&text)
+    }
+}
+
+impl UserPath {
+    /// Reads the part of a path as it came, percent-encoded.
+    pub fn read(part: &str) -> Result<Self, Problem> {
+        let text = percent_decode_str(part).decode_utf8().map_err(|_| Self::not_text())?;
+        Self::parse(&text)
+    }
+
+    fn parse(text: &str) -> Result<Self, Problem> {
+        UserId::parse(text).map(Self).map_err(|error| Problem::invalid("user_id", error))
+    }
+
+    fn not_text() -> Problem {
+        Problem::invalid("user_id", "in the path is not percent-encoded UTF-8")
     }
 }
 

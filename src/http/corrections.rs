@@ -5,12 +5,11 @@ use std::sync::Arc;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
 use super::App;
-use super::auth::{Scope, require};
+use super::auth::{Bearer, Scope, require};
 use super::body::{self, Name, NoParams, Params, Time};
 use super::error::Problem;
 use super::view::Moment;
@@ -46,11 +45,11 @@ struct CorrectionView {
 /// `POST /v1/corrections`: takes back at most what is booked on that day for that model. Audited.
 pub async fn create(
     State(app): State<Arc<App>>,
-    headers: HeaderMap,
+    key: Bearer,
     Params(NoParams {}): Params<NoParams>,
     body: Body,
 ) -> Result<Response, Problem> {
-    let caller = require(&app, &headers, Scope::Admin).await?;
+    let caller = require(&app, &key, Scope::Admin).await?;
     let new: NewCorrection = body::one(&body::read(body, BODY_BYTES_MAX).await?)?;
     if new.amount == Money::ZERO {
         return Err(Problem::invalid("amount", "is 0; a correction takes back more than nothing"));

@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderValue, header};
-use axum::response::Response;
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, header};
+use axum::response::{IntoResponse, Response};
 use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
 
 use super::App;
-use super::auth::{Scope, require};
+use super::auth::{Bearer, Scope, require};
 use super::body::{self, Name, NoParams, OneOrMany, Params, UserPath};
 use super::error::ErrorCode;
 use super::error::Problem;
@@ -41,17 +42,32 @@ pub struct Query {
 /// `GET /v1/users/{user_id}/enforcement`
 pub async fn one(
     State(app): State<Arc<App>>,
-    headers: HeaderMap,
+    key: Bearer,
     UserPath(user): UserPath,
     Params(query): Params<Query>,
 ) -> Result<Response, Problem> {
-    require(&app, &headers, Scope::Check).await?;
+    require(&app, &key, Scope::Check).await?;
     let estimate = match query.estimated_cost.as_deref() {
         Some(text) => Money::parse(text).map_err(|error| Problem::invalid("estimated_cost", error))?,
         None => Money::ZERO,
     };
     let ask = Ask { model: query.model.map(|name| name.0), estimate };
     Ok(answer(&app, user, ask).await)
+}
+
+/// The user's part of the path of [`one`], as it came.
+pub fn user_in(path: &str) -> Option<&str> {
+    path.strip_prefix("/v1/users/")?.strip_suffix("/enforcement").filter(|part| !part.is_empty() && !part.contains('/'))
+}
+
+/// [`one`], without a router before it.
+pub async fn at_once(app: Arc<App>, head: &Parts, user: &str) -> Response {
+    let read = || Ok((UserPath::read(user)?, Params::read(head.uri.query())?));
+    let answer = match read() {
+        Ok((user, query)) => one(State(app), Bearer::of(&head.headers), user, query).await,
+        Err(problem) => Err(problem),
+    };
+    answer.into_response()
 }
 
 #[derive(Debug, Deserialize)]
@@ -95,18 +111,18 @@ impl Question {
 /// `POST /v1/enforcement`: one question, or a list of them.
 pub async fn several(
     State(app): State<Arc<App>>,
-    headers: HeaderMap,
+    key: Bearer,
     Params(NoParams {}): Params<NoParams>,
     body: Body,
 ) -> Result<Response, Problem> {
-    require(&app, &headers, Scope::Check).await?;
+    require(&app, &key, Scope::Check).await?;
     let body = body::read(body, BODY_BYTES_MAX).await?;
     let (questions, is_list) = OneOrMany::<Question>::read(&body, MANY_MAX)?.into_parts();
     let prefix = |index: usize| if is_list { format!("[{index}].") } else { String::new() };
     let asked = questions.into_iter().enumerate().map(|(index, question)| question.check(&prefix(index)));
     let mut asked = asked.collect::<Result<Vec<Asked>, _>>()?;
     if asked.iter().any(|asked| matches!(asked, Asked::Reserve(_))) {
-        require(&app, &headers, Scope::Write).await?;
+        require(&app, &key, Scope::Write).await?;
     }
     match if is_list { None } else { asked.pop() } {
         Some(Asked::Check(user, ask)) => Ok(answer(&app, user, ask).await),

@@ -4,11 +4,10 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
-use super::auth::{Scope, require};
+use super::auth::{Bearer, Scope, require};
 use super::body::{NoParams, Params, PathText};
 use super::error::{ErrorCode, Problem};
 use super::view::Moment;
@@ -138,8 +137,8 @@ struct Events {
 }
 
 /// `GET /v1/events`, the latest first.
-pub async fn list(State(app): State<Arc<App>>, headers: HeaderMap, Params(query): Params<ListQuery>) -> Result<Response, Problem> {
-    require(&app, &headers, Scope::Admin).await?;
+pub async fn list(State(app): State<Arc<App>>, key: Bearer, Params(query): Params<ListQuery>) -> Result<Response, Problem> {
+    require(&app, &key, Scope::Admin).await?;
     let limit = page::limit(query.limit.as_deref())?;
     let before = page::place(query.cursor.as_deref(), |place| place.parse().ok())?.unwrap_or(i64::MAX);
     let state = query.state.as_deref().map(|name| {
@@ -157,22 +156,22 @@ pub async fn list(State(app): State<Arc<App>>, headers: HeaderMap, Params(query)
 /// `GET /v1/events/{event_id}`
 pub async fn show(
     State(app): State<Arc<App>>,
-    headers: HeaderMap,
+    key: Bearer,
     PathText(event_id): PathText,
     Params(NoParams {}): Params<NoParams>,
 ) -> Result<Response, Problem> {
-    require(&app, &headers, Scope::Admin).await?;
+    require(&app, &key, Scope::Admin).await?;
     one(&app, &event_id).await
 }
 
 /// `POST /v1/events/{event_id}/replay`: applies it again, as after a change of tiers.yaml or of a binding.
 pub async fn replay(
     State(app): State<Arc<App>>,
-    headers: HeaderMap,
+    key: Bearer,
     PathText(event_id): PathText,
     Params(NoParams {}): Params<NoParams>,
 ) -> Result<Response, Problem> {
-    require(&app, &headers, Scope::Admin).await?;
+    require(&app, &key, Scope::Admin).await?;
     let (done, id, now) = (app.clone(), event_id.clone(), app.now());
     let replayed = app.change(async move {
         match sync::replay(&done.store, &done.catalogue, &done.rules, &id, now).await {

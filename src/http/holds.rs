@@ -5,12 +5,12 @@ use std::sync::Arc;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderMap, header};
+use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::auth::{Scope, require};
+use super::auth::{Bearer, Scope, require};
 use super::body::{self, Name, NoParams, Params, PathText};
 use super::error::{ErrorCode, Problem};
 use super::usage::{Metadata, Tokens};
@@ -169,11 +169,11 @@ pub fn json_text(text: String) -> Response {
 /// `POST /v1/holds`: the decision, and the hold where it was admitted.
 pub async fn create(
     State(app): State<Arc<App>>,
-    headers: HeaderMap,
+    key: Bearer,
     Params(NoParams {}): Params<NoParams>,
     body: Body,
 ) -> Result<Response, Problem> {
-    require(&app, &headers, Scope::Write).await?;
+    require(&app, &key, Scope::Write).await?;
     let new: NewHold = body::one(&body::read(body, BODY_BYTES_MAX).await?)?;
     let ask = hold_ask(new.id, new.user_id, new.estimated_cost, new.model, new.ttl_seconds, new.if_short)?;
     Ok(json_text(reserve(&app, ask).await?))
@@ -211,12 +211,12 @@ async fn settle(app: &App, operation: Operation) -> Result<Response, Problem> {
 /// `POST /v1/holds/{hold_id}/capture`: the actual cost; what was held beyond it is free again.
 pub async fn capture(
     State(app): State<Arc<App>>,
-    headers: HeaderMap,
+    key: Bearer,
     PathText(hold_id): PathText,
     Params(NoParams {}): Params<NoParams>,
     body: Body,
 ) -> Result<Response, Problem> {
-    require(&app, &headers, Scope::Write).await?;
+    require(&app, &key, Scope::Write).await?;
     let body: CaptureBody = body::one(&body::read(body, BODY_BYTES_MAX).await?)?;
     let consumption = Consumption {
         cost: body.cost,
@@ -232,11 +232,11 @@ pub async fn capture(
 /// `POST /v1/holds/{hold_id}/release`: the call was not made.
 pub async fn release(
     State(app): State<Arc<App>>,
-    headers: HeaderMap,
+    key: Bearer,
     PathText(hold_id): PathText,
     Params(NoParams {}): Params<NoParams>,
 ) -> Result<Response, Problem> {
-    require(&app, &headers, Scope::Write).await?;
+    require(&app, &key, Scope::Write).await?;
     settle(&app, Operation::Release { hold_id }).await
 }
 
@@ -249,12 +249,12 @@ struct ExtendBody {
 /// `POST /v1/holds/{hold_id}/extend`: it lasts at least so long from now.
 pub async fn extend(
     State(app): State<Arc<App>>,
-    headers: HeaderMap,
+    key: Bearer,
     PathText(hold_id): PathText,
     Params(NoParams {}): Params<NoParams>,
     body: Body,
 ) -> Result<Response, Problem> {
-    require(&app, &headers, Scope::Write).await?;
+    require(&app, &key, Scope::Write).await?;
     let body: ExtendBody = body::one(&body::read(body, BODY_BYTES_MAX).await?)?;
     settle(&app, Operation::Extend { hold_id, ttl: body.ttl_seconds.time() }).await
 }
@@ -277,8 +277,8 @@ struct Holds {
 const STATES: [&str; 4] = ["open", "expired", "captured", "released"];
 
 /// `GET /v1/holds`, the latest first.
-pub async fn list(State(app): State<Arc<App>>, headers: HeaderMap, Params(query): Params<ListQuery>) -> Result<Response, Problem> {
-    require(&app, &headers, Scope::Check).await?;
+pub async fn list(State(app): State<Arc<App>>, key: Bearer, Params(query): Params<ListQuery>) -> Result<Response, Problem> {
+    require(&app, &key, Scope::Check).await?;
     let limit = page::limit(query.limit.as_deref())?;
     let before = page::place(query.cursor.as_deref(), |place| place.parse().ok())?.unwrap_or(i64::MAX);
     let state = query.state.as_deref().map(|name| {
@@ -297,11 +297,11 @@ pub async fn list(State(app): State<Arc<App>>, headers: HeaderMap, Params(query)
 /// `GET /v1/holds/{hold_id}`
 pub async fn show(
     State(app): State<Arc<App>>,
-    headers: HeaderMap,
+    key: Bearer,
     PathText(hold_id): PathText,
     Params(NoParams {}): Params<NoParams>,
 ) -> Result<Response, Problem> {
-    require(&app, &headers, Scope::Check).await?;
+    require(&app, &key, Scope::Check).await?;
     let found = app.meter.hold(&hold_id).await?;
     let missing = || Problem::new(ErrorCode::HoldNotFound, "no hold of this id was admitted; GET /v1/holds lists them");
     let hold = found.ok_or_else(missing)?;

@@ -5,13 +5,12 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::App;
-use super::auth::{Scope, require};
+use super::auth::{Bearer, Scope, require};
 use super::body::{NoParams, Params};
 use super::error::Problem;
 use crate::domain::catalogue::{Budgets, Percent, Tier};
@@ -93,8 +92,8 @@ struct CatalogueView<'c> {
 }
 
 /// `GET /v1/tiers`, in ascending rank.
-pub async fn list(State(app): State<Arc<App>>, headers: HeaderMap, Params(NoParams {}): Params<NoParams>) -> Result<Response, Problem> {
-    require(&app, &headers, Scope::Check).await?;
+pub async fn list(State(app): State<Arc<App>>, key: Bearer, Params(NoParams {}): Params<NoParams>) -> Result<Response, Problem> {
+    require(&app, &key, Scope::Check).await?;
     let catalogue = &app.catalogue;
     let global = catalogue.global.as_ref();
     let view = CatalogueView {

@@ -6,14 +6,13 @@ use std::sync::Arc;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Days, NaiveTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use super::auth::{Scope, require};
+use super::auth::{Bearer, Scope, require};
 use super::body::{self, Name, NoParams, OneOrMany, Params, Time, UserPath};
 use super::error::Problem;
 use super::view::Moment;
@@ -126,11 +125,11 @@ struct Receipts {
 /// `POST /v1/usage`: one record, or a list that is booked whole or not at all.
 pub async fn record(
     State(app): State<Arc<App>>,
-    headers: HeaderMap,
+    key: Bearer,
     Params(NoParams {}): Params<NoParams>,
     body: Body,
 ) -> Result<Response, Problem> {
-    require(&app, &headers, Scope::Write).await?;
+    require(&app, &key, Scope::Write).await?;
     let body = body::read(body, BODY_BYTES_MAX).await?;
     let (records, is_list) = OneOrMany::<Record>::read(&body, MANY_MAX)?.into_parts();
     let now = app.now();
@@ -237,11 +236,11 @@ struct Sums {
 /// `GET /v1/users/{user_id}/usage`: entries, the latest first; with `group_by`, sums of whole UTC days.
 pub async fn list(
     State(app): State<Arc<App>>,
-    headers: HeaderMap,
+    key: Bearer,
     UserPath(user): UserPath,
     Params(query): Params<ListQuery>,
 ) -> Result<Response, Problem> {
-    require(&app, &headers, Scope::Check).await?;
+    require(&app, &key, Scope::Check).await?;
     let limit = page::limit(query.limit.as_deref())?;
     let stretch = Stretch { from: query.from.map_or(DateTime::UNIX_EPOCH, |time| time.0), to: query.to.map_or(END_OF_TIME, |time| time.0) };
     match query.group_by.as_deref() {

@@ -5,13 +5,12 @@ use std::sync::Arc;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::json;
 
-use super::auth::{Caller, Scope, require};
+use super::auth::{Bearer, Caller, Scope, require};
 use super::body::{self, Name, NoParams, Params, Time, UserPath};
 use super::error::{ErrorCode, Problem};
 use super::view::{BudgetView, Moment, SubscriptionView, judged};
@@ -86,11 +85,11 @@ impl<'c> UserView<'c> {
 /// `GET /v1/users/{user_id}`: one that nobody knows is on the default tier with nothing spent.
 pub async fn show(
     State(app): State<Arc<App>>,
-    headers: HeaderMap,
+    key: Bearer,
     UserPath(user): UserPath,
     Params(NoParams {}): Params<NoParams>,
 ) -> Result<Response, Problem> {
-    require(&app, &headers, Scope::Check).await?;
+    require(&app, &key, Scope::Check).await?;
     let view = app.meter.view(&user, app.now()).await?;
     Ok(Json(UserView::of(&app, &user, &view)).into_response())
 }
@@ -111,8 +110,8 @@ struct Users<'c> {
 }
 
 /// `GET /v1/users`, in the order of their ids' bytes.
-pub async fn list(State(app): State<Arc<App>>, headers: HeaderMap, Params(query): Params<ListQuery>) -> Result<Response, Problem> {
-    require(&app, &headers, Scope::Admin).await?;
+pub async fn list(State(app): State<Arc<App>>, key: Bearer, Params(query): Params<ListQuery>) -> Result<Response, Problem> {
+    require(&app, &key, Scope::Admin).await?;
     let limit = usize::from(page::limit(query.limit.as_deref())?);
     let wanted = Wanted::read(&app, &query)?;
     let mut last = page::place(query.cursor.as_deref(), |place| Some(place.to_owned()))?.unwrap_or_default();
@@ -222,12 +221,12 @@ fn known_tier(app: &App, name: &str) -> Result<(), Problem> {
 /// `PUT /v1/users/{user_id}`: binds a Stripe customer, sets or clears a tier by hand. Audited.
 pub async fn change(
     State(app): State<Arc<App>>,
-    headers: HeaderMap,
+    key: Bearer,
     UserPath(user): UserPath,
     Params(NoParams {}): Params<NoParams>,
     body: Body,
 ) -> Result<Response, Problem> {
-    let caller = require(&app, &headers, Scope::Admin).await?;
+    let caller = require(&app, &key, Scope::Admin).await?;
     let now = app.now();
     let body = body::read(body, BODY_BYTES_MAX).await?;
     let change = body::one::<ChangeBody>(&body)?.check(&app, now)?;

@@ -1,6 +1,6 @@
 //! The one task that writes the ledger.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
@@ -295,7 +295,7 @@ impl Writer {
     async fn load(
         &self,
         batch: &[Request],
-        users: &BTreeSet<UserId>,
+        users: &HashSet<UserId>,
         holds: HashMap<String, Hold>,
         now: DateTime<Utc>,
     ) -> Result<Ledger, StoreError> {
@@ -367,7 +367,7 @@ fn entry_ids(operation: &Operation) -> Vec<(EntryKind, &str)> {
     }
 }
 
-fn users(batch: &[Request], holds: &HashMap<String, Hold>) -> BTreeSet<UserId> {
+fn users(batch: &[Request], holds: &HashMap<String, Hold>) -> HashSet<UserId> {
     let of = |request: &Request| match &request.operation {
         Operation::Record(usages) => usages.iter().map(|usage| usage.user_id.clone()).collect(),
         Operation::Hold(ask) => vec![ask.user_id.clone()],
@@ -379,7 +379,7 @@ fn users(batch: &[Request], holds: &HashMap<String, Hold>) -> BTreeSet<UserId> {
     batch.iter().flat_map(of).collect()
 }
 
-fn changed_users(ledger: &Ledger) -> BTreeSet<UserId> {
+fn changed_users(ledger: &Ledger) -> HashSet<UserId> {
     let by_entries = ledger.entries.iter().map(|entry| entry.user_id.clone());
     let by_holds = ledger.touched_holds.iter().filter_map(|id| ledger.holds.get(id)).map(|hold| hold.user_id.clone());
     by_entries.chain(by_holds).collect()

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
-use sha2::{Digest, Sha256};
+use siphasher::sip::SipHasher13;
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
@@ -52,11 +52,10 @@ pub(super) fn read_kind(name: &str) -> Result<EntryKind, StoreError> {
     kinds.into_iter().find(|kind| kind_name(*kind) == name).ok_or_else(|| corrupt("an unknown kind of entry"))
 }
 
-/// Where the index finds an id. Two ids may share it, so what is found there is compared.
+/// Where the index finds an id: its SipHash-1-3 with a key of zeros. Two ids may share it, so what is found there is compared.
 pub fn id_hash(id: &str) -> i64 {
-    let digest = Sha256::digest(id.as_bytes());
     // The least number is none, so that all others lie behind it.
-    digest.first_chunk().map_or(0, |first| i64::from_be_bytes(*first)).max(i64::MIN + 1)
+    SipHasher13::new().hash(id.as_bytes()).cast_signed().max(i64::MIN + 1)
 }
 
 /// The rows that are known under these ids; others whose ids share a hash with them may be among them.

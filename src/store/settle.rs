@@ -1,7 +1,7 @@
 //! Writes batches of the ledger into the tables, many rows to a statement.
 
+use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap};
 
 use serde_json::json;
 use sqlx::query_builder::Separated;
@@ -63,12 +63,14 @@ pub async fn settle(tx: &mut Tx, batches: &[Numbered]) -> Result<(), StoreError>
 }
 
 async fn write(db: &mut Connection, batches: &[&Changes]) -> Result<(), StoreError> {
-    let entries: Vec<_> = batches.iter().flat_map(|changes| &changes.entries).collect();
-    let days: Vec<_> = sums(entries.iter().copied()).into_iter().collect();
-    let of_all: Vec<_> = sums_of_all(entries.iter().copied()).into_iter().collect();
+    let mut entries: Vec<_> = batches.iter().flat_map(|changes| &changes.entries).map(|entry| (id_hash(&entry.id), entry)).collect();
+    // In the order of the dearest key, so that neighbours fall into one page.
+    entries.sort_by_key(|(hash, _)| *hash);
+    let mut days: Vec<_> = sums(entries.iter().map(|(_, entry)| *entry)).into_iter().collect();
+    days.sort_unstable_by_key(|(key, _)| *key);
+    let of_all: Vec<_> = sums_of_all(entries.iter().map(|(_, entry)| *entry)).into_iter().collect();
     let holds = last_words(batches);
-    // In the order of the key, so that neighbours fall into one page.
-    let mut users: BTreeMap<&UserId, (i64, i64, i64)> = BTreeMap::new();
+    let mut users: HashMap<&UserId, (i64, i64, i64)> = HashMap::new();
     for (user, at) in batches.iter().flat_map(|changes| changes.users().map(|user| (user, micros(changes.at)))) {
         users.entry(user).or_insert((at, 0, 0));
     }
@@ -77,11 +79,12 @@ async fn write(db: &mut Connection, batches: &[&Changes]) -> Result<(), StoreErr
             (*spent, *entries) = (spent.saturating_add(sum.spent), *entries + sum.entries);
         }
     }
-    let users: Vec<_> = users.into_iter().collect();
-    bulk(db, (USAGE, ""), &entries, |row, entry| {
+    let mut users: Vec<_> = users.into_iter().collect();
+    users.sort_unstable_by_key(|(user, _)| *user);
+    bulk(db, (USAGE, ""), &entries, |row, (hash, entry)| {
         let (usage, booked) = (&entry.consumption, &entry.booked);
         row.push_bind(entry.id.as_str())
-            .push_bind(id_hash(&entry.id))
+            .push_bind(*hash)
             .push_bind(kind_name(entry.kind))
             .push_bind(entry.user_id.as_str())
             .push_bind(usage.cost.nanos());
@@ -149,13 +152,21 @@ async fn bulk<R>(
     bind: impl Fn(&mut Separated<'_, Sqlite, &'static str>, &R),
 ) -> Result<(), StoreError> {
     let mut rest = rows;
-    while !rest.is_empty() {
-        let size = ROWS.into_iter().find(|size| *size <= rest.len()).unwrap_or(1);
-        let (now, later) = rest.split_at(size);
-        let mut query = QueryBuilder::new(statement.0);
-        query.push_values(now, |mut row, values| bind(&mut row, values)).push(statement.1);
-        query.build().execute(&mut *db).await?;
-        rest = later;
+    let mut statement_of_some = || {
+        let size = ROWS.into_iter().find(|size| *size <= rest.len())?;
+        let (some, others) = rest.split_at(size);
+        rest = others;
+        let mut query = QueryBuilder::<Sqlite>::new(statement.0);
+        query.push_values(some, |mut row, values| bind(&mut row, values)).push(statement.1);
+        Some(query)
+    };
+    let mut next = statement_of_some();
+    while let Some(mut query) = next {
+        // The database works in a thread of its own: while it writes some rows, the next ones are made ready.
+        let written = query.build().execute(&mut *db);
+        let (written, prepared) = futures_util::future::join(written, async { statement_of_some() }).await;
+        written?;
+        next = prepared;
     }
     Ok(())
 }
