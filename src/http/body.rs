@@ -80,6 +80,10 @@ fn object<T: DeserializeOwned>(text: &str, prefix: &str) -> Result<T, Problem> {
         let what = if prefix.is_empty() { "the body".to_owned() } else { format!("`{}`", prefix.trim_end_matches('.')) };
         return Err(Problem::new(ErrorCode::MalformedJson, format!("{what} is not a JSON object; write {{\"name\": value, …}}")));
     }
+    // Keeping the path to a fault costs as much as reading, so it is kept only where there is one.
+    if let Ok(value) = serde_json::from_str(text) {
+        return Ok(value);
+    }
     let mut deserializer = serde_json::Deserializer::from_str(text);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         if !error.inner().is_data() {

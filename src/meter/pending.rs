@@ -25,11 +25,19 @@ const DEADLINE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Pending {
     state: Mutex<State>,
-    /// The number of the last batch that the tables have.
-    settled: watch::Sender<i64>,
+    settled: watch::Sender<Settled>,
     /// Somebody waits for the tables to have this batch.
     wanted_through: AtomicI64,
     wake: Notify,
+}
+
+/// How far the tables are.
+#[derive(Clone, Copy, Debug)]
+struct Settled {
+    /// The number of the last batch that they have.
+    through: i64,
+    /// How often they could not be written.
+    failures: u64,
 }
 
 #[derive(Debug, Default)]
@@ -45,7 +53,12 @@ struct State {
 impl Pending {
     /// `last` is the number of the last batch that the tables have.
     pub fn new(last: i64) -> Self {
-        Self { state: Mutex::default(), settled: watch::Sender::new(last), wanted_through: AtomicI64::new(last), wake: Notify::new() }
+        Self {
+            state: Mutex::default(),
+            settled: watch::Sender::new(Settled { through: last, failures: 0 }),
+            wanted_through: AtomicI64::new(last),
+            wake: Notify::new(),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -109,7 +122,12 @@ impl Pending {
                 }
             }
         }
-        self.settled.send_replace(through);
+        self.settled.send_modify(|settled| settled.through = through);
+    }
+
+    /// The tables could not be written. Whoever waits for them is told, rather than kept waiting for the next try.
+    pub fn failed(&self) {
+        self.settled.send_modify(|settled| settled.failures += 1);
     }
 
     pub fn booked<'i>(&self, ids: impl Iterator<Item = (EntryKind, &'i str)>) -> HashMap<(EntryKind, String), Booked> {
@@ -129,7 +147,7 @@ impl Pending {
 
     /// Whether a turn is due at once.
     pub fn is_wanted(&self) -> bool {
-        *self.settled.borrow() < self.wanted_through.load(Ordering::Acquire) || ROWS_MANY <= self.state().rows
+        self.settled.borrow().through < self.wanted_through.load(Ordering::Acquire) || ROWS_MANY <= self.state().rows
     }
 
     /// Waits until the tables have everything of these users.
@@ -161,8 +179,12 @@ impl Pending {
         let mut settled = self.settled.subscribe();
         self.wanted_through.fetch_max(last, Ordering::AcqRel);
         self.wake.notify_one();
-        let wait = tokio::time::timeout(DEADLINE, settled.wait_for(|settled| last <= *settled));
-        if matches!(wait.await, Ok(Ok(_))) { Ok(()) } else { Err(StoreError::late()) }
+        let failures = settled.borrow().failures;
+        let over = |settled: &Settled| last <= settled.through || failures < settled.failures;
+        match tokio::time::timeout(DEADLINE, settled.wait_for(over)).await {
+            Ok(Ok(settled)) if last <= settled.through => Ok(()),
+            Ok(_) | Err(_) => Err(StoreError::late()),
+        }
     }
 }
 

@@ -46,6 +46,7 @@ async fn settle(store: &Store, pending: &Pending, upto: Upto) -> bool {
         let (Some((first, _)), Some((last, _))) = (batches.first(), batches.last()) else { return true };
         if let Err(error) = store.settle(&batches).await {
             error!(%error, batches = batches.len(), "{} batches are durable and not in the tables yet: {error}", batches.len());
+            pending.failed();
             return false;
         }
         pending.settled(*last);

@@ -11,7 +11,6 @@ mod durability;
 mod enforcement;
 mod events;
 mod holds;
-mod kills;
 mod model;
 mod recorded_events;
 mod stripe;

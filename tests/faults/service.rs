@@ -1,0 +1,62 @@
+//! The real binary in a process of its own, which nobody asks before it ends.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+pub const ADMIN_KEY: &str = "admin-key-of-the-faults-0123456789abcdef";
+
+pub struct Service {
+    child: Child,
+    pub url: String,
+    folder: PathBuf,
+    /// Kept open: the service has more to say than is read.
+    _says: BufReader<ChildStdout>,
+}
+
+impl Service {
+    /// Starts the service on what is in `folder`, with `environment` beside its own settings, and waits until it listens.
+    pub fn start(folder: &Path, environment: &[(&str, &Path)]) -> Self {
+        let mut command = spendgate(folder);
+        // Its log would tell of each fault that it is made to meet; what ends it is told all the same.
+        command.env("LISTEN_ADDR", "127.0.0.1:0").env("ADMIN_API_KEY", ADMIN_KEY).env("RUST_LOG", "off");
+        let mut child = command.envs(environment.iter().copied()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut says = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        says.read_line(&mut line).unwrap();
+        let url = line.split_whitespace().find(|word| word.starts_with("http://"));
+        let url = url.unwrap_or_else(|| panic!("it says {line:?}, and not where it listens")).trim_end_matches('.').to_owned();
+        Self { child, url, folder: folder.to_owned(), _says: says }
+    }
+
+    /// `kill -9`. When it returns, no file of the service is open any more.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Another process recomputes every counter on connections of its own, beside this one. Gives the entries that it sees.
+    pub fn verify(&self) -> u64 {
+        let verified = spendgate(&self.folder).arg("verify").output().unwrap();
+        let said = String::from_utf8(verified.stdout).unwrap();
+        assert!(verified.status.success(), "{said}{}", String::from_utf8_lossy(&verified.stderr));
+        let words: Vec<&str> = said.split_whitespace().collect();
+        let entries = words.windows(2).find(|pair| pair[1].starts_with("entries")).unwrap_or_else(|| panic!("{said}"));
+        entries[0].parse().unwrap()
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        // After a failed test too, and before the disk below it goes. A process that has ended already is no error.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The folder is all that the service keeps, and where it looks for a `.env` or a `tiers.yaml`: none of the developer's counts.
+fn spendgate(folder: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_spendgate"));
+    command.current_dir(folder).env("DATA_DIR", folder).env_remove("DATABASE_URL").env_remove("TIERS_FILE");
+    command
+}
