@@ -58,6 +58,7 @@ fn benches(criterion: &mut Criterion) {
                 booked: HashMap::new(),
                 holds: HashMap::new(),
                 payers: payers.clone(),
+                accounts: HashMap::new(),
                 all: book(),
                 days: HashMap::new(),
                 entries: Vec::new(),

@@ -1,5 +1,6 @@
 //! The doors. A handler reads, asks, answers; HTTP's status codes exist in this room only.
 
+mod accounts;
 pub mod auth;
 mod body;
 mod corrections;
@@ -24,18 +25,17 @@ use std::sync::Arc;
 use axum::Router;
 use axum::http::{Method, Request};
 use axum::response::Response;
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use chrono::{DateTime, Utc};
 use hyper::body::Incoming;
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 
 use crate::domain::catalogue::Catalogue;
-use crate::domain::user::UserId;
 use crate::meter::{Clock, Meter};
 use crate::store::{Store, StoreError};
 use crate::stripe::signature::Secret;
-use crate::sync::Rules;
+use crate::sync::{Rules, Touched};
 use auth::KeyRing;
 use error::{ErrorCode, Problem};
 
@@ -62,14 +62,14 @@ impl App {
     /// a commit that memory did not hear of would never be seen. Where the outcome is unknown, memory forgets everybody.
     async fn change<T: Send + 'static>(
         self: &Arc<Self>,
-        work: impl Future<Output = Result<(T, Option<UserId>), StoreError>> + Send + 'static,
+        work: impl Future<Output = Result<(T, Touched), StoreError>> + Send + 'static,
     ) -> Result<T, StoreError> {
         let app = self.clone();
         let done = tokio::spawn(async move {
             let done = work.await;
             match &done {
-                Ok((_, touched)) => touched.iter().for_each(|user| app.meter.forget(user)),
-                Err(_) => app.meter.forget_all(),
+                Ok((_, Touched::Users(users))) => users.iter().for_each(|user| app.meter.forget(user)),
+                Ok((_, Touched::Many)) | Err(_) => app.meter.forget_all(),
             }
             done
         });
@@ -121,6 +121,8 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/users", get(users::list))
         .route("/v1/users/{user_id}", get(users::show).put(users::change))
         .route("/v1/users/{user_id}/usage", get(usage::list))
+        .route("/v1/accounts/{account_id}", get(accounts::show).put(accounts::change))
+        .route("/v1/accounts/{account_id}/users/{user_id}", put(accounts::join).delete(accounts::leave))
         .route("/v1/tiers", get(tiers::list))
         .route("/v1/events", get(events::list))
         .route("/v1/events/{event_id}", get(events::show))

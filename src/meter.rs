@@ -17,10 +17,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::domain::catalogue::Catalogue;
-use crate::domain::decide::{Budget, Scope};
+use crate::domain::decide::Budget;
 use crate::domain::ledger::Payer;
 use crate::domain::operation::{Hold, Operation, Outcome, Receipt, Refusal, Usage};
-use crate::domain::user::{Standing, UserId};
+use crate::domain::user::{AccountId, Standing, UserId};
 use crate::store::{PoolConnection, Store, StoreError, holds, ledger};
 use pending::Pending;
 use seen::Seen;
@@ -42,7 +42,7 @@ const DEADLINE: Duration = Duration::from_secs(10);
 pub struct View<'c> {
     pub payer: Arc<Payer>,
     pub standing: Standing<'c>,
-    /// His own, then those of all users together.
+    /// Those of his tier, then those of all users together.
     pub budgets: Vec<Budget>,
 }
 
@@ -92,7 +92,13 @@ impl Meter {
     pub async fn start(store: Store, catalogue: Arc<Catalogue>, clock: Clock) -> Result<(Self, JoinHandle<()>), StoreError> {
         let (queue, waiting) = mpsc::channel(QUEUE_MAX);
         let last = store.last_batch().await?;
-        let shown = Shown { users: Arc::default(), all: Arc::default(), health: Arc::default(), pending: Arc::new(Pending::new(last)) };
+        let shown = Shown {
+            users: Arc::default(),
+            accounts: Arc::default(),
+            all: Arc::default(),
+            health: Arc::default(),
+            pending: Arc::new(Pending::new(last)),
+        };
         let seen = Arc::new(Seen::new(ledger::rows_at_most(&mut *store.reader().await?).await?));
         let (catalogue_, shown_) = (catalogue.clone(), shown.clone());
         let writer = Writer { store: store.clone(), catalogue: catalogue_, shown: shown_, clock, seen, last, in_doubt: false };
@@ -103,6 +109,12 @@ impl Meter {
     /// A connection that sees everything that was acknowledged of these users.
     pub async fn reader_of(&self, users: &[UserId]) -> Result<PoolConnection, StoreError> {
         self.shown.pending.have(users).await?;
+        self.store.reader().await
+    }
+
+    /// A connection that sees everything that was acknowledged of this account.
+    pub async fn reader_of_account(&self, account: &AccountId) -> Result<PoolConnection, StoreError> {
+        self.shown.pending.have_account(account).await?;
         self.store.reader().await
     }
 
@@ -168,34 +180,66 @@ impl Meter {
     /// One user at `now`.
     pub async fn view(&self, user: &UserId, now: DateTime<Utc>) -> Result<View<'_>, StoreError> {
         let all = self.budgets_of_all(now).await?;
-        if let Some(view) = self.shown.users.get(user).and_then(|payer| self.judge(payer, &all, now)) {
+        if let Some(payer) = self.shown.users.get(user)
+            && let Some(view) = self.judge(payer, &all, now).await?
+        {
             return Ok(view);
         }
-        let mut loaded = self.load(std::slice::from_ref(user), now).await?;
-        loaded.remove(user).and_then(|payer| self.judge(payer, &all, now)).ok_or_else(StoreError::torn)
+        let payer = self.load(std::slice::from_ref(user), now).await?.remove(user).ok_or_else(StoreError::torn)?;
+        self.judge(payer, &all, now).await?.ok_or_else(StoreError::torn)
     }
 
     /// Many users at `now`, in the order asked.
     pub async fn views(&self, users: &[UserId], now: DateTime<Utc>) -> Result<Vec<View<'_>>, StoreError> {
         let all = self.budgets_of_all(now).await?;
-        let mut views: Vec<Option<View<'_>>> = users.iter().map(|user| self.judge(self.shown.users.get(user)?, &all, now)).collect();
+        let mut views: Vec<Option<View<'_>>> = Vec::with_capacity(users.len());
+        for user in users {
+            views.push(match self.shown.users.get(user) {
+                Some(payer) => self.judge(payer, &all, now).await?,
+                None => None,
+            });
+        }
         let missing = users.iter().zip(&views).filter(|(_, view)| view.is_none());
         let missing: Vec<UserId> = missing.map(|(user, _)| user.clone()).collect();
         if !missing.is_empty() {
             let loaded = self.load(&missing, now).await?;
             for (user, view) in users.iter().zip(&mut views).filter(|(_, view)| view.is_none()) {
-                *view = loaded.get(user).and_then(|payer| self.judge(payer.clone(), &all, now));
+                let payer = loaded.get(user).ok_or_else(StoreError::torn)?;
+                *view = self.judge(payer.clone(), &all, now).await?;
             }
         }
         views.into_iter().collect::<Option<Vec<_>>>().ok_or_else(StoreError::torn)
     }
 
     /// `None` where a window has opened that `payer` does not count.
-    fn judge(&self, payer: Arc<Payer>, all: &[Budget], now: DateTime<Utc>) -> Option<View<'_>> {
+    async fn judge(&self, payer: Arc<Payer>, all: &[Budget], now: DateTime<Utc>) -> Result<Option<View<'_>>, StoreError> {
         let standing = payer.profile.standing(&self.catalogue, now);
-        let mut budgets = payer.book.budgets(Scope::User, &standing.tier.budgets, standing.grant.billing, now)?;
+        let budgets = match payer.pool(&standing) {
+            None => payer.budgets(None, &standing, now),
+            Some(account) => Some(self.budgets_of_account(account, &payer, &standing, now).await?),
+        };
+        let Some(mut budgets) = budgets else { return Ok(None) };
         budgets.extend_from_slice(all);
-        Some(View { payer, standing, budgets })
+        Ok(Some(View { payer, standing, budgets }))
+    }
+
+    async fn budgets_of_account(
+        &self,
+        account: &AccountId,
+        payer: &Payer,
+        standing: &Standing<'_>,
+        now: DateTime<Utc>,
+    ) -> Result<Vec<Budget>, StoreError> {
+        if let Some(budgets) = self.shown.accounts.get(account).and_then(|pool| payer.budgets(Some(&pool), standing, now)) {
+            return Ok(budgets);
+        }
+        let loading = self.shown.accounts.begin_load(vec![account.clone()]);
+        self.shown.pending.have_account(account).await?;
+        let mut tx = self.store.begin_read().await?;
+        let pool = Arc::new(load::account(tx.connection()?, account, &[standing.grant.billing], now).await?);
+        tx.commit().await?;
+        loading.keep(account, &pool);
+        payer.budgets(Some(&pool), standing, now).ok_or_else(StoreError::torn)
     }
 
     /// Reads users from the store, and keeps those that exist: asking for others leaves no trace.
@@ -218,7 +262,7 @@ impl Meter {
 
     async fn budgets_of_all(&self, now: DateTime<Utc>) -> Result<Vec<Budget>, StoreError> {
         let Some(limits) = &self.catalogue.global else { return Ok(Vec::new()) };
-        if let Some(budgets) = self.shown.all.get(&()).and_then(|all| all.budgets(Scope::Global, limits, None, now)) {
+        if let Some(budgets) = self.shown.all.get(&()).and_then(|all| all.budgets(limits, 1, None, now)) {
             return Ok(budgets);
         }
         let loading = self.shown.all.begin_load(vec![()]);
@@ -227,6 +271,6 @@ impl Meter {
         let all = Arc::new(load::all(tx.connection()?, now).await?);
         tx.commit().await?;
         loading.keep(&(), &all);
-        all.budgets(Scope::Global, limits, None, now).ok_or_else(StoreError::torn)
+        all.budgets(limits, 1, None, now).ok_or_else(StoreError::torn)
     }
 }

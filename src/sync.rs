@@ -1,12 +1,14 @@
 //! The one place where Stripe's word becomes our record. Stripe is not asked: what an event shows is applied, guarded by
 //! `domain::subscription`, in the transaction that puts the event into the inbox.
 
+use std::fmt;
+
 use chrono::{DateTime, Utc};
 use tracing::{info, warn};
 
 use crate::domain::catalogue::Catalogue;
 use crate::domain::subscription::{Change, Doubt, Notice};
-use crate::domain::user::UserId;
+use crate::domain::user::{AccountId, UserId};
 use crate::store::accounts::{self, StoredCustomer};
 use crate::store::inbox::{self, Alert, Arrival, Effect, EventState};
 use crate::store::{Connection, Store, StoreError};
@@ -24,8 +26,8 @@ pub struct Rules {
 pub struct Accepted {
     /// The event had been received before; nothing was done.
     pub duplicate: bool,
-    /// The user whose record changed: what memory holds of him is stale.
-    pub touched: Option<UserId>,
+    /// Whose record changed: what memory holds of them is stale.
+    pub touched: Touched,
 }
 
 /// Puts the event into the inbox and applies it, in one transaction. `Ok` means that both are on the disk.
@@ -42,7 +44,7 @@ pub async fn accept(
     let arrival = Arrival { event_id: &event.id, kind: &event.kind, customer, received_at: now, body };
     if !inbox::accept(tx.connection()?, arrival).await? {
         tx.commit().await?;
-        return Ok(Accepted { duplicate: true, touched: None });
+        return Ok(Accepted { duplicate: true, touched: Touched::default() });
     }
     let (effect, touched) = apply(tx.connection()?, catalogue, rules, event, now).await?;
     inbox::settle(tx.connection()?, &event.id, &effect, now).await?;
@@ -82,17 +84,80 @@ pub async fn replay(
     Ok(Some(Accepted { duplicate: false, touched }))
 }
 
-/// Binds a customer to a user in the same transaction as the caller's other changes. `Err(Some(other))` names the user that it
-/// is bound to already.
-pub async fn bind(db: &mut Connection, user: &UserId, customer: &str, now: DateTime<Utc>) -> Result<Result<(), UserId>, StoreError> {
-    let mut stored = accounts::customer(db, customer).await?.unwrap_or_default();
-    match stored.user_id {
-        Some(other) if other != *user => return Ok(Err(other)),
-        Some(_) => return Ok(Ok(())),
-        None => stored.user_id = Some(user.clone()),
+/// Whom a customer pays for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Owner {
+    User(UserId),
+    Account(AccountId),
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::User(user) => write!(f, "user `{user}`"),
+            Self::Account(account) => write!(f, "account `{account}`"),
+        }
     }
-    accounts::meet(db, user, now).await?;
-    accounts::release_customer(db, user).await?;
+}
+
+fn owner(stored: &StoredCustomer) -> Option<Owner> {
+    stored.account.clone().map(Owner::Account).or_else(|| stored.user_id.clone().map(Owner::User))
+}
+
+/// Users of one account that are told apart; of a larger one it is quicker to read everybody again.
+const TOUCHED_MAX: i64 = 1000;
+
+/// Whose record changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Touched {
+    Users(Vec<UserId>),
+    /// A large account, or nobody knows whom.
+    Many,
+}
+
+impl Default for Touched {
+    fn default() -> Self {
+        Self::Users(Vec::new())
+    }
+}
+
+impl Touched {
+    /// All users of an account.
+    pub async fn members(db: &mut Connection, account: &AccountId) -> Result<Self, StoreError> {
+        let users = accounts::members(db, account, "", TOUCHED_MAX).await?;
+        Ok(if i64::try_from(users.len()).is_ok_and(|users| users < TOUCHED_MAX) { Self::Users(users) } else { Self::Many })
+    }
+
+    async fn of(db: &mut Connection, stored: &StoredCustomer) -> Result<Self, StoreError> {
+        match owner(stored) {
+            Some(Owner::Account(account)) => Self::members(db, &account).await,
+            Some(Owner::User(user)) => Ok(Self::Users(vec![user])),
+            None => Ok(Self::default()),
+        }
+    }
+}
+
+/// Binds a customer in the same transaction as the caller's other changes; one that the owner had before is let go. `Err` names whom it
+/// is bound to already.
+pub async fn bind(db: &mut Connection, to: &Owner, customer: &str, now: DateTime<Utc>) -> Result<Result<(), Owner>, StoreError> {
+    let mut stored = accounts::customer(db, customer).await?.unwrap_or_default();
+    match owner(&stored) {
+        Some(other) if other != *to => return Ok(Err(other)),
+        Some(_) => return Ok(Ok(())),
+        None => {}
+    }
+    match to {
+        Owner::User(user) => {
+            accounts::meet(db, user, now).await?;
+            accounts::release_customer(db, user).await?;
+            stored.user_id = Some(user.clone());
+        }
+        Owner::Account(account) => {
+            accounts::make_account(db, account, now).await?;
+            accounts::release_customer_of_account(db, account).await?;
+            stored.account = Some(account.clone());
+        }
+    }
     accounts::put_customer(db, customer, &stored, now).await?;
     Ok(Ok(()))
 }
@@ -103,14 +168,14 @@ async fn apply(
     rules: &Rules,
     event: &Event,
     now: DateTime<Utc>,
-) -> Result<(Effect, Option<UserId>), StoreError> {
+) -> Result<(Effect, Touched), StoreError> {
     if let Some(account) = &event.account {
         let detail = format!("the event belongs to the connected account {account}; only our own account's events are applied");
-        return Ok((parked("other_account", detail), None));
+        return Ok((parked("other_account", detail), Touched::default()));
     }
     if rules.livemode.is_some_and(|livemode| livemode != event.livemode) {
         let detail = format!("the event's livemode is {}, and STRIPE_API_KEY is of the other mode", event.livemode);
-        return Ok((parked("other_mode", detail), None));
+        return Ok((parked("other_mode", detail), Touched::default()));
     }
     let plain = |state: EventState, sentence: &str| Effect { state, sentence: sentence.to_owned(), alerts: Vec::new() };
     let effect = match &event.content {
@@ -128,7 +193,7 @@ async fn apply(
         }
         Content::Ignored => plain(EventState::Ignored, "Not of a kind that concerns us."),
     };
-    Ok((effect, None))
+    Ok((effect, Touched::default()))
 }
 
 /// Applies what an event says of a customer, and binds the customer where the event may say to whom.
@@ -139,11 +204,12 @@ async fn notice_of(
     customer: &str,
     notice: Option<&Notice>,
     now: DateTime<Utc>,
-) -> Result<(Effect, Option<UserId>), StoreError> {
+) -> Result<(Effect, Touched), StoreError> {
     let before = accounts::customer(db, customer).await?.unwrap_or_default();
     let mut alerts = Vec::new();
     let hint = trusted_hint(event, &mut alerts);
     let user_id = bound(db, &before, customer, hint, &mut alerts, now).await?;
+    let account = before.account.clone();
     let (state, change) = match notice {
         Some(notice) => before.state.after(notice, catalogue, now),
         None => (before.state.clone(), Change::Latest),
@@ -151,17 +217,18 @@ async fn notice_of(
     if let Some(Notice::Subscription { subscription, .. }) = notice {
         alerts.extend(state.doubts(subscription, catalogue).iter().map(|doubt| doubt_alert(subscription, doubt)));
     }
-    let after = StoredCustomer { user_id, state };
+    let after = StoredCustomer { account, user_id, state };
     if after != before || notice.is_none() {
         accounts::put_customer(db, customer, &after, now).await?;
     }
     let sentence = sentence(catalogue, event, customer, &before, &after, change, now);
-    let state = match (change, &after.user_id) {
+    let touched = Touched::of(db, &after).await?;
+    let state = match (change, owner(&after)) {
         (Change::Stale, _) => EventState::Stale,
         (Change::Latest, None) => EventState::Kept,
         (Change::Latest, Some(_)) => EventState::Applied,
     };
-    Ok((Effect { state, sentence, alerts }, after.user_id))
+    Ok((Effect { state, sentence, alerts }, touched))
 }
 
 /// Whom the event names as the customer's user, where it may: metadata of customers and subscriptions is the operator's own.
@@ -190,6 +257,10 @@ async fn bound(
     now: DateTime<Utc>,
 ) -> Result<Option<UserId>, StoreError> {
     let Some(hint) = hint else { return Ok(before.user_id.clone()) };
+    if before.account.is_some() {
+        // An operator bound it to an account; whoever it names may be one of its users.
+        return Ok(None);
+    }
     if let Some(user) = &before.user_id {
         if *user != hint {
             let detail = format!("customer {customer} is bound to user {user}, but its metadata names {hint}; the binding stays");
@@ -221,9 +292,10 @@ fn sentence(
     };
     let (was, is) = (paid(before), paid(after));
     let tier = if was == is { format!("tier {is}, as before") } else { format!("tier {was} → {is}") };
-    match (&after.user_id, change) {
+    match (owner(after), change) {
         (_, Change::Stale) => format!("Older than what is known of customer {customer}: {tier}."),
-        (Some(user), Change::Latest) => format!("Customer {customer} (user {user}): {tier}."),
+        (Some(Owner::User(user)), Change::Latest) => format!("Customer {customer} (user {user}): {tier}."),
+        (Some(Owner::Account(account)), Change::Latest) => format!("Customer {customer} (account {account}): {tier}."),
         (None, Change::Latest) => {
             let hint = event.facts.user_hint.as_deref().map(|hint| format!(" It hints at user {hint}.")).unwrap_or_default();
             format!("Customer {customer} is bound to no user (PUT /v1/users/{{user_id}} binds it); kept until then: {tier}.{hint}")

@@ -2,8 +2,8 @@
 
 CREATE TABLE users (
     user_id        TEXT    NOT NULL PRIMARY KEY,
-    -- Whom Stripe bills. A user without an account of several users stands alone: it is his own id.
-    account_id     TEXT    NOT NULL,
+    -- The account that he belongs to; without one he stands alone.
+    account_id     TEXT,
     created_at     INTEGER NOT NULL,
     -- The sums of all his usage, ever.
     spent          INTEGER NOT NULL DEFAULT 0,
@@ -14,10 +14,20 @@ CREATE TABLE users (
     manual_ends_at INTEGER
 ) STRICT, WITHOUT ROWID;
 
+CREATE INDEX users_by_account ON users (account_id, user_id) WHERE account_id IS NOT NULL;
+
+-- Whom Stripe bills for several users.
+CREATE TABLE accounts (
+    account_id TEXT    NOT NULL PRIMARY KEY,
+    created_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
 -- One Stripe customer each, as far as events told; kept also while nobody is bound to it.
 CREATE TABLE customers (
     customer   TEXT    NOT NULL PRIMARY KEY,
+    -- Whom it pays for: an account, or a user who stands alone; never both.
     account_id TEXT UNIQUE,
+    user_id    TEXT UNIQUE,
     -- The JSON of domain::subscription::Customer.
     state      TEXT    NOT NULL,
     updated_at INTEGER NOT NULL
@@ -32,6 +42,8 @@ CREATE TABLE usage (
     -- usage, capture, or correction, whose cost counts downwards.
     kind          TEXT    NOT NULL,
     user_id       TEXT    NOT NULL,
+    -- The account that he belonged to.
+    account_id    TEXT,
     cost          INTEGER NOT NULL CHECK (0 <= cost),
     happened_at   INTEGER NOT NULL,
     recorded_at   INTEGER NOT NULL,
@@ -47,12 +59,14 @@ CREATE TABLE usage (
 CREATE INDEX usage_by_id ON usage (id_hash);
 
 CREATE INDEX usage_by_user ON usage (user_id, happened_at, seq);
+CREATE INDEX usage_by_account ON usage (account_id, happened_at) WHERE account_id IS NOT NULL;
 
 -- Cost that was promised to calls. One that has expired ends by the clock, not by a row.
 CREATE TABLE holds (
     seq             INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
     id              TEXT    NOT NULL UNIQUE,
     user_id         TEXT    NOT NULL,
+    account_id      TEXT,
     amount          INTEGER NOT NULL CHECK (0 < amount),
     model           TEXT,
     created_at      INTEGER NOT NULL,
@@ -68,6 +82,7 @@ CREATE TABLE holds (
 ) STRICT;
 
 CREATE INDEX holds_by_user ON holds (user_id, expires_at) WHERE ended_at IS NULL;
+CREATE INDEX holds_by_account ON holds (account_id, expires_at) WHERE ended_at IS NULL AND account_id IS NOT NULL;
 CREATE INDEX holds_open ON holds (expires_at) WHERE ended_at IS NULL;
 
 CREATE TABLE spend_by_day (
@@ -80,6 +95,15 @@ CREATE TABLE spend_by_day (
     input_tokens  INTEGER NOT NULL,
     output_tokens INTEGER NOT NULL,
     PRIMARY KEY (user_id, day, model)
+) STRICT, WITHOUT ROWID;
+
+-- What users spent while they belonged to an account. A correction may take back what was spent before, so a day may be below zero.
+CREATE TABLE spend_by_day_of_account (
+    account_id TEXT    NOT NULL,
+    day        INTEGER NOT NULL,
+    spent      INTEGER NOT NULL,
+    entries    INTEGER NOT NULL,
+    PRIMARY KEY (account_id, day)
 ) STRICT, WITHOUT ROWID;
 
 -- All users together.
@@ -127,7 +151,8 @@ CREATE TABLE audit (
     seq     INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
     at      INTEGER NOT NULL,
     key_id  TEXT    NOT NULL,
-    user_id TEXT    NOT NULL,
+    account_id TEXT,
+    user_id TEXT,
     change  TEXT    NOT NULL,
     reason  TEXT
 ) STRICT;

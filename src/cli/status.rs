@@ -65,6 +65,7 @@ fn show(user: &UserId, view: &View<'_>) -> Action {
     for budget in &view.budgets {
         let scope = match budget.scope {
             crate::domain::decide::Scope::User => "user",
+            crate::domain::decide::Scope::Account => "account",
             crate::domain::decide::Scope::Global => "global",
         };
         let used = budget.used_permille();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 
 use super::catalogue::Budgets;
-use super::decide::{Budget, Scope};
+use super::decide::Budget;
 use super::ledger::day;
 use super::money::Money;
 use super::period::{BillingPeriod, Period, Window};
@@ -96,8 +96,8 @@ impl Book {
         self.promised.less(expired)
     }
 
-    /// Every budget of `budgets` at `now`; `None` where the store must be asked.
-    pub fn budgets(&self, scope: Scope, budgets: &Budgets, billing: Option<BillingPeriod>, now: DateTime<Utc>) -> Option<Vec<Budget>> {
+    /// Every budget of `budgets`, `seats` times over, at `now`; `None` where the store must be asked.
+    pub fn budgets(&self, budgets: &Budgets, seats: u64, billing: Option<BillingPeriod>, now: DateTime<Utc>) -> Option<Vec<Budget>> {
         if now < self.as_of {
             return None;
         }
@@ -105,7 +105,8 @@ impl Book {
         let one = |(period, limit): (&Period, &Money)| {
             let window = period.window(now, billing);
             let spent = self.spent(*period, window)?;
-            Some(Budget { scope, period: *period, limit: *limit, spent, held, window, thresholds: budgets.thresholds })
+            let (scope, limit) = (budgets.scope, limit.times(seats));
+            Some(Budget { scope, period: *period, limit, spent, held, window, thresholds: budgets.thresholds })
         };
         budgets.limits.iter().map(one).collect()
     }
@@ -167,6 +168,7 @@ impl Book {
 mod tests {
     use super::*;
     use crate::domain::catalogue::Policy;
+    use crate::domain::decide::Scope;
 
     fn at(seconds: i64) -> DateTime<Utc> {
         DateTime::from_timestamp(1_768_219_200 + seconds, 0).unwrap_or_default()
@@ -194,12 +196,17 @@ mod tests {
 
     #[test]
     fn a_book_that_has_forgotten_says_nothing_of_the_time_before() {
-        let budgets = Budgets { limits: BTreeMap::from([(Period::Daily, nanos(10))]), thresholds: Policy::Strict.thresholds() };
+        let budgets = Budgets {
+            scope: Scope::User,
+            per_seat: false,
+            limits: BTreeMap::from([(Period::Daily, nanos(10))]),
+            thresholds: Policy::Strict.thresholds(),
+        };
         let mut book = Book::new(at(0), &SpentByDay::new(), Money::ZERO, [hold("a", 5, 10)]);
         book.prune(at(15));
-        assert_eq!(book.budgets(Scope::User, &budgets, None, at(14)), None);
-        let judged = book.budgets(Scope::User, &budgets, None, at(15)).unwrap_or_default();
-        assert_eq!(judged.first().map(|budget| budget.held), Some(Money::ZERO));
+        assert_eq!(book.budgets(&budgets, 1, None, at(14)), None);
+        let judged = book.budgets(&budgets, 3, None, at(15)).unwrap_or_default();
+        assert_eq!(judged.first().map(|budget| (budget.held, budget.limit)), Some((Money::ZERO, nanos(30))));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
+use super::decide::Scope;
 use super::money::Money;
 use super::period::Period;
 use super::user::UserId;
@@ -44,6 +45,10 @@ impl SoldAs {
 /// Limits for one scope, and what happens as they fill. A period that is absent has no limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Budgets {
+    /// Whose spend they limit.
+    pub scope: Scope,
+    /// Whether the quantity that a subscription buys multiplies them.
+    pub per_seat: bool,
     pub limits: BTreeMap<Period, Money>,
     pub thresholds: Thresholds,
 }

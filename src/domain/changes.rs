@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 
 use super::ledger::day;
 use super::operation::{Correction, Entry, EntryKind, Hold};
-use super::user::UserId;
+use super::user::{AccountId, UserId};
 
 /// What a batch of operations came to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,6 +33,23 @@ impl Changes {
     pub fn users(&self) -> impl Iterator<Item = &UserId> {
         self.entries.iter().map(|entry| &entry.user_id).chain(self.holds.iter().map(|hold| &hold.user_id))
     }
+
+    /// Every account that it concerns; some more than once.
+    pub fn accounts(&self) -> impl Iterator<Item = &AccountId> {
+        let by_entries = self.entries.iter().filter_map(|entry| entry.account.as_ref());
+        by_entries.chain(self.holds.iter().filter_map(|hold| hold.account.as_ref()))
+    }
+}
+
+/// What entries add to the sums of each account, by day.
+pub fn sums_of_accounts<'e>(entries: impl IntoIterator<Item = &'e Entry>) -> HashMap<(&'e AccountId, i64), Sum> {
+    let mut sums: HashMap<(&AccountId, i64), Sum> = HashMap::new();
+    for entry in entries {
+        if let Some(account) = &entry.account {
+            sums.entry((account, day(entry.booked.time))).or_default().add(entry);
+        }
+    }
+    sums
 }
 
 /// What is added to a day's sum of one user and one model; a correction takes.

@@ -56,6 +56,8 @@ pub enum Reason {
 #[serde(rename_all = "snake_case")]
 pub enum Scope {
     User,
+    /// All users of one account together.
+    Account,
     Global,
 }
 
@@ -225,6 +227,11 @@ fn message(verdict: &Verdict<'_>, estimate: Money, retry_at: Option<DateTime<Utc
         (Scope::User, Period::Monthly) => "Monthly budget",
         (Scope::User, Period::Billing) => "Budget of the billing period",
         (Scope::User, Period::Total) => "Total budget",
+        (Scope::Account, Period::Daily) => "Daily budget of the account",
+        (Scope::Account, Period::Weekly) => "Weekly budget of the account",
+        (Scope::Account, Period::Monthly) => "Monthly budget of the account",
+        (Scope::Account, Period::Billing) => "Budget of the account's billing period",
+        (Scope::Account, Period::Total) => "Total budget of the account",
         (Scope::Global, Period::Daily) => "Daily budget of all users together",
         (Scope::Global, Period::Weekly) => "Weekly budget of all users together",
         (Scope::Global, Period::Monthly | Period::Billing) => "Monthly budget of all users together",

@@ -13,7 +13,7 @@ use super::money::Money;
 use super::operation::{
     Booked, Consumption, Correction, Entry, EntryKind, Hold, HoldAsk, HoldEnd, IfShort, Operation, Outcome, Receipt, Refusal, Usage,
 };
-use super::user::{Profile, UserId};
+use super::user::{AccountId, Profile, Standing, UserId};
 
 /// One user, as far as the ledger needs him.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,10 +26,15 @@ pub struct Payer {
 }
 
 impl Payer {
-    /// His own budgets at `now`; `None` where the store must be asked.
-    pub fn budgets(&self, catalogue: &Catalogue, now: DateTime<Utc>) -> Option<Vec<Budget>> {
-        let standing = self.profile.standing(catalogue, now);
-        self.book.budgets(Scope::User, &standing.tier.budgets, standing.grant.billing, now)
+    /// The account whose users share the budgets of his tier, where they do.
+    pub fn pool(&self, standing: &Standing<'_>) -> Option<&AccountId> {
+        self.profile.account.as_ref().filter(|_| standing.tier.budgets.scope == Scope::Account)
+    }
+
+    /// The budgets of his tier at `now`, filled by what `pool` counts, or by his own spend; `None` where the store must be asked. A
+    /// user who stands alone is an account by himself.
+    pub fn budgets(&self, pool: Option<&Book>, standing: &Standing<'_>, now: DateTime<Utc>) -> Option<Vec<Budget>> {
+        pool.unwrap_or(&self.book).budgets(&standing.tier.budgets, standing.seats, standing.grant.billing, now)
     }
 }
 
@@ -45,6 +50,8 @@ pub struct Ledger {
     pub holds: HashMap<String, Hold>,
     /// Every user that the batch names.
     pub payers: HashMap<UserId, Payer>,
+    /// Every account that these users belong to, and that holds which the batch names were made in.
+    pub accounts: HashMap<AccountId, Book>,
     /// All users together.
     pub all: Book,
     /// The sums that the batch's corrections would lower, in nano-dollars.
@@ -87,14 +94,15 @@ impl Ledger {
                     let booked = Booked { fingerprint, time: usage.time.unwrap_or(now), recorded_at: now };
                     fresh.insert(&usage.id, booked);
                     let (id, user_id, consumption) = (usage.id.clone(), usage.user_id.clone(), consumption.clone());
-                    entries.push(Entry { kind: EntryKind::Usage, id, user_id, consumption, booked });
+                    let account = self.account_of(&user_id)?;
+                    entries.push(Entry { kind: EntryKind::Usage, id, user_id, account, consumption, booked });
                     booked
                 }
             };
             receipts.push(receipt(&usage.id, &usage.user_id, consumption.cost, booked, before.is_some()));
         }
         for entry in entries {
-            self.book(entry);
+            self.book(entry)?;
         }
         Ok(receipts)
     }
@@ -117,12 +125,16 @@ impl Ledger {
             return Ok(Outcome::NotHeld { budgets });
         }
         let payer = self.payers.get_mut(&ask.user_id).ok_or(Refusal::OutOfDate)?;
-        if !payer.book.can_hold(amount) || (catalogue.global.is_some() && !self.all.can_hold(amount)) {
+        let account = payer.profile.account.clone();
+        let pool = account.as_ref().and_then(|account| self.accounts.get(account));
+        let room = payer.book.can_hold(amount) && pool.is_none_or(|pool| pool.can_hold(amount));
+        if !room || (catalogue.global.is_some() && !self.all.can_hold(amount)) {
             return Err(Refusal::TotalOutOfRange { index: 0 });
         }
         let hold = Hold {
             id: ask.id.as_str().into(),
             user_id: ask.user_id.clone(),
+            account,
             amount,
             model: ask.model.clone(),
             created_at: now,
@@ -131,9 +143,8 @@ impl Ledger {
             end: None,
             answer: String::new(),
         };
-        payer.book.hold(&hold.promise());
         payer.exists = true;
-        self.all.hold(&hold.promise());
+        self.in_each_book(&hold.user_id, hold.account.as_ref(), |book| book.hold(&hold.promise()))?;
         self.touched_holds.insert(ask.id.clone());
         self.holds.insert(ask.id.clone(), hold.clone());
         Ok(Outcome::Held { hold: Box::new(hold), budgets, repeated: false })
@@ -157,7 +168,8 @@ impl Ledger {
         let end = HoldEnd::Captured { cost: consumption.cost, at: now, fingerprint };
         let hold = self.end_hold(hold, end)?;
         let booked = Booked { fingerprint, time: now, recorded_at: now };
-        self.book(Entry { kind: EntryKind::Capture, id: hold_id.to_owned(), user_id: hold.user_id.clone(), consumption, booked });
+        let (id, user_id, account) = (hold_id.to_owned(), hold.user_id.clone(), hold.account.clone());
+        self.book(Entry { kind: EntryKind::Capture, id, user_id, account, consumption, booked })?;
         Ok(Outcome::Ended { hold: Box::new(hold), repeated: false })
     }
 
@@ -175,20 +187,16 @@ impl Ledger {
 
     /// A hold is never made shorter.
     fn extend(&mut self, hold_id: &str, ttl: TimeDelta, now: DateTime<Utc>) -> Result<Outcome, Refusal> {
-        let hold = self.holds.get_mut(hold_id).ok_or_else(|| Refusal::NoSuchHold(hold_id.to_owned()))?;
+        let mut hold = self.holds.get(hold_id).ok_or_else(|| Refusal::NoSuchHold(hold_id.to_owned()))?.clone();
         if !hold.is_open(now) {
-            return Err(Refusal::HoldEnded(Box::new(hold.clone())));
-        }
-        let payer = self.payers.get_mut(&hold.user_id).ok_or(Refusal::OutOfDate)?;
-        for book in [&mut payer.book, &mut self.all] {
-            book.end_hold(&hold.id);
+            return Err(Refusal::HoldEnded(Box::new(hold)));
         }
         hold.expires_at = hold.expires_at.max(now + ttl);
-        for book in [&mut payer.book, &mut self.all] {
-            book.hold(&hold.promise());
-        }
+        // A book that has the hold already takes it at its new place.
+        self.in_each_book(&hold.user_id, hold.account.as_ref(), |book| book.hold(&hold.promise()))?;
         self.touched_holds.insert(hold_id.to_owned());
-        Ok(Outcome::Extended(Box::new(hold.clone())))
+        self.holds.insert(hold_id.to_owned(), hold.clone());
+        Ok(Outcome::Extended(Box::new(hold)))
     }
 
     fn correct(&mut self, correction: &Correction, now: DateTime<Utc>) -> Result<Receipt, Refusal> {
@@ -206,10 +214,10 @@ impl Ledger {
         if available < correction.amount.nanos() {
             return Err(Refusal::NotSoMuch { available: Money::from_nanos(available).unwrap_or_default() });
         }
-        self.payer(&correction.user_id)?;
+        let account = self.account_of(&correction.user_id)?;
         let booked = Booked { fingerprint, time: correction.time, recorded_at: now };
         let (id, user_id) = (correction.id.clone(), correction.user_id.clone());
-        self.book(Entry { kind: EntryKind::Correction, id, user_id, consumption, booked });
+        self.book(Entry { kind: EntryKind::Correction, id, user_id, account, consumption, booked })?;
         self.corrections.push(correction.clone());
         Ok(receipt(&correction.id, &correction.user_id, correction.amount, booked, false))
     }
@@ -218,19 +226,35 @@ impl Ledger {
         self.payers.get(user).ok_or(Refusal::OutOfDate)
     }
 
-    /// The user's own budgets, then those of all users together.
+    /// The account in which this user spends; its book is here.
+    fn account_of(&self, user: &UserId) -> Result<Option<AccountId>, Refusal> {
+        let account = &self.payer(user)?.profile.account;
+        let known = account.as_ref().is_none_or(|account| self.accounts.contains_key(account));
+        if known { Ok(account.clone()) } else { Err(Refusal::OutOfDate) }
+    }
+
+    /// Does something to every book that counts what this user spends.
+    fn in_each_book(&mut self, user: &UserId, account: Option<&AccountId>, work: impl Fn(&mut Book)) -> Result<(), Refusal> {
+        let own = self.payers.get_mut(user).ok_or(Refusal::OutOfDate)?;
+        let pool = account.map(|account| self.accounts.get_mut(account).ok_or(Refusal::OutOfDate)).transpose()?;
+        [Some(&mut own.book), pool, Some(&mut self.all)].into_iter().flatten().for_each(work);
+        Ok(())
+    }
+
+    /// The budgets of the user's tier, then those of all users together.
     fn budgets(&self, user: &UserId, catalogue: &Catalogue, now: DateTime<Utc>) -> Result<Vec<Budget>, Refusal> {
-        let mut budgets = self.payer(user)?.budgets(catalogue, now).ok_or(Refusal::OutOfDate)?;
+        let payer = self.payer(user)?;
+        let standing = payer.profile.standing(catalogue, now);
+        let pool = payer.pool(&standing).map(|account| self.accounts.get(account).ok_or(Refusal::OutOfDate)).transpose()?;
+        let mut budgets = payer.budgets(pool, &standing, now).ok_or(Refusal::OutOfDate)?;
         if let Some(limits) = &catalogue.global {
-            budgets.extend(self.all.budgets(Scope::Global, limits, None, now).ok_or(Refusal::OutOfDate)?);
+            budgets.extend(self.all.budgets(limits, 1, None, now).ok_or(Refusal::OutOfDate)?);
         }
         Ok(budgets)
     }
 
     fn end_hold(&mut self, mut hold: Hold, end: HoldEnd) -> Result<Hold, Refusal> {
-        let payer = self.payers.get_mut(&hold.user_id).ok_or(Refusal::OutOfDate)?;
-        payer.book.end_hold(&hold.id);
-        self.all.end_hold(&hold.id);
+        self.in_each_book(&hold.user_id, hold.account.as_ref(), |book| book.end_hold(&hold.id))?;
         hold.end = Some(end);
         self.touched_holds.insert(hold.id.to_string());
         self.holds.insert(hold.id.to_string(), hold.clone());
@@ -238,20 +262,19 @@ impl Ledger {
     }
 
     /// The caller has seen that it fits.
-    fn book(&mut self, entry: Entry) {
+    fn book(&mut self, entry: Entry) -> Result<(), Refusal> {
         let (cost, time) = (entry.consumption.cost, entry.booked.time);
+        self.in_each_book(&entry.user_id, entry.account.as_ref(), |book| match entry.kind {
+            EntryKind::Usage | EntryKind::Capture => book.add(cost, time),
+            EntryKind::Correction => book.take(cost, time),
+        })?;
         if let Some(payer) = self.payers.get_mut(&entry.user_id) {
             payer.exists = true;
             payer.entries += 1;
-            for book in [&mut payer.book, &mut self.all] {
-                match entry.kind {
-                    EntryKind::Usage | EntryKind::Capture => book.add(cost, time),
-                    EntryKind::Correction => book.take(cost, time),
-                }
-            }
         }
         self.booked.insert((entry.kind, entry.id.clone()), entry.booked);
         self.entries.push(entry);
+        Ok(())
     }
 
     /// What is to be written, if anything is.

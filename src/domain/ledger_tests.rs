@@ -35,6 +35,7 @@ fn ledger() -> Ledger {
         booked: HashMap::new(),
         holds: HashMap::new(),
         payers: ["u", "v", "w"].map(|name| (user(name), payer())).into(),
+        accounts: HashMap::new(),
         all: book(),
         days: HashMap::new(),
         entries: Vec::new(),

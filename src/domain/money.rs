@@ -55,6 +55,11 @@ impl Money {
         self.0.checked_add(other.0).map(Self)
     }
 
+    /// The product, or the most that can be counted.
+    pub fn times(self, factor: u64) -> Self {
+        Self(i64::try_from(factor).ok().and_then(|factor| self.0.checked_mul(factor)).unwrap_or(i64::MAX))
+    }
+
     /// The sum, or the most that can be counted.
     pub fn saturating_add(self, other: Self) -> Self {
         Self(self.0.saturating_add(other.0))

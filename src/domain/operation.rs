@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use super::book::OpenHold;
 use super::decide::Budget;
 use super::money::Money;
-use super::user::UserId;
+use super::user::{AccountId, UserId};
 
 /// How far a record's own time may lie ahead of our clock: clocks differ.
 pub const AHEAD_MAX: TimeDelta = TimeDelta::minutes(5);
@@ -192,6 +192,8 @@ pub enum HoldEnd {
 pub struct Hold {
     pub id: Arc<str>,
     pub user_id: UserId,
+    /// The account that he belonged to when it was made: its capture counts there too.
+    pub account: Option<AccountId>,
     pub amount: Money,
     pub model: Option<String>,
     pub created_at: DateTime<Utc>,
@@ -258,6 +260,8 @@ pub struct Entry {
     pub kind: EntryKind,
     pub id: String,
     pub user_id: UserId,
+    /// The account that he belonged to.
+    pub account: Option<AccountId>,
     pub consumption: Consumption,
     pub booked: Booked,
 }

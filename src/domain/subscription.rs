@@ -325,6 +325,7 @@ impl Customer {
             status: Some(status),
             ends_at: latest.ends_at(),
             billing: item.and_then(|item| BillingPeriod::new(item.period_start?, item.period_end?)),
+            seats: best.and_then(|(item, _)| item.quantity).unwrap_or(1),
             said_at: Some(latest.said_at),
         })
     }
@@ -362,6 +363,8 @@ pub struct Grant<'c> {
     /// When a subscription that is past due loses its tier.
     pub grace_ends_at: Option<DateTime<Utc>>,
     pub billing: Option<BillingPeriod>,
+    /// The quantity that is paid for; 1 where Stripe names none.
+    pub seats: u64,
     said_at: Option<DateTime<Utc>>,
 }
 

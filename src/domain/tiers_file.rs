@@ -8,6 +8,7 @@ use marked_yaml::types::{MarkedScalarNode, Span};
 use marked_yaml::{LoadError, LoaderOptions, Node, parse_yaml_with_options};
 
 use super::catalogue::{Budgets, Catalogue, Fallbacks, Links, PausedCollection, Percent, Policy, SoldAs, Thresholds, Tier, UrlTemplate};
+use super::decide::Scope;
 use super::money::Money;
 use super::period::Period;
 
@@ -168,8 +169,20 @@ impl Reader {
     }
 
     fn tier(&mut self, name: &MarkedScalarNode, node: &Node, claims: &mut Claims) -> Option<Tier> {
-        const KEYS: &[&str] =
-            &["rank", "monthly_price", "budgets", "policy", "thresholds", "degrade_to", "grace_days", "prices", "lookup_keys", "products"];
+        const KEYS: &[&str] = &[
+            "rank",
+            "monthly_price",
+            "budgets",
+            "scope",
+            "per_seat",
+            "policy",
+            "thresholds",
+            "degrade_to",
+            "grace_days",
+            "prices",
+            "lookup_keys",
+            "products",
+        ];
         let label = format!("tier `{}`", name.as_str());
         if name.is_empty() || NAME_BYTES_MAX < name.len() || name.chars().any(char::is_control) {
             self.problem(name.span(), "a tier's name has 1 to 255 bytes and no control characters");
@@ -183,7 +196,20 @@ impl Reader {
             }
         };
         let monthly_price = fields.get("monthly_price").map(|node| self.money(node, "monthly_price"));
+        let scope = match fields.get("scope").copied() {
+            None => Some(Scope::User),
+            Some(node) => self.parsed(node, "scope", |text| match text {
+                "user" => Ok(Scope::User),
+                "account" => Ok(Scope::Account),
+                _ => Err("must be `user` (each user has the budgets) or `account` (its users share them)".to_owned()),
+            }),
+        };
+        let per_seat = match fields.get("per_seat").copied() {
+            None => Some(false),
+            Some(node) => self.parsed(node, "per_seat", |text| text.parse::<bool>().map_err(|_| "must be `true` or `false`".to_owned())),
+        };
         let budgets = self.budgets(&fields, &label, name.span());
+        let budgets = budgets.and_then(|budgets| Some(Budgets { scope: scope?, per_seat: per_seat?, ..budgets }));
         let fallbacks = fields.get("degrade_to").and_then(|node| self.fallbacks(node)).unwrap_or_default();
         if budgets.as_ref().is_some_and(|budgets| budgets.thresholds.degrade.is_some()) && fallbacks.default.is_none() {
             let message = format!("{label} degrades, so `degrade_to` needs a `default`: the model to go on with where no other is named");
@@ -224,7 +250,7 @@ impl Reader {
 
     fn global(&mut self, node: &Node, tiers: &[(Tier, Span)]) -> Option<Budgets> {
         let fields = self.fields(node, "`global`", &["budgets", "policy", "thresholds"])?;
-        let budgets = self.budgets(&fields, "`global`", node.span())?;
+        let budgets = Budgets { scope: Scope::Global, ..self.budgets(&fields, "`global`", node.span())? };
         if budgets.limits.contains_key(&Period::Billing) {
             self.problem(node.span(), "`global` has no subscription, so it has no `billing` period; use monthly");
         }
@@ -255,7 +281,7 @@ impl Reader {
                 }
             }
         }
-        Some(Budgets { limits, thresholds: self.thresholds(fields, label, span)? })
+        Some(Budgets { scope: Scope::User, per_seat: false, limits, thresholds: self.thresholds(fields, label, span)? })
     }
 
     fn thresholds(&mut self, fields: &Fields<'_>, label: &str, span: &Span) -> Option<Thresholds> {

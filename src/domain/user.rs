@@ -66,6 +66,27 @@ impl Borrow<str> for UserId {
     }
 }
 
+/// Whom Stripe bills for several users. The same rules as for a user's id; a user and an account of one name have nothing to do with
+/// each other.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct AccountId(UserId);
+
+impl AccountId {
+    pub fn parse(text: &str) -> Result<Self, UserIdError> {
+        UserId::parse(text).map(Self)
+    }
+
+    pub fn as_str(&self) -> &str {
+        self.0.as_str()
+    }
+}
+
+impl fmt::Display for AccountId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// A tier that the operator set by hand.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ManualTier {
@@ -80,6 +101,9 @@ pub struct ManualTier {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Profile {
     pub manual: Option<ManualTier>,
+    /// `None`: he stands alone.
+    pub account: Option<AccountId>,
+    /// His account's, where it has one; else his own.
     pub stripe_customer: Option<String>,
     pub customer: Customer,
 }
@@ -99,6 +123,8 @@ pub struct Standing<'c> {
     pub tier: &'c Tier,
     pub source: TierSource,
     pub grant: Grant<'c>,
+    /// How many times over he has the tier's budgets.
+    pub seats: u64,
 }
 
 impl Profile {
@@ -109,7 +135,8 @@ impl Profile {
         let by_hand = manual.and_then(|manual| catalogue.tier(&manual.tier)).map(|tier| (tier, TierSource::Manual));
         let paid = grant.tier.map(|tier| (tier, TierSource::Stripe));
         let (tier, source) = by_hand.or(paid).unwrap_or((catalogue.default_tier(), TierSource::Default));
-        Standing { tier, source, grant }
+        let seats = if tier.budgets.per_seat && source == TierSource::Stripe { grant.seats } else { 1 };
+        Standing { tier, source, grant, seats }
     }
 }
 

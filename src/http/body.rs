@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
 use super::error::{ErrorCode, Problem};
-use crate::domain::user::UserId;
+use crate::domain::user::{AccountId, UserId};
 
 /// How long a body may take.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -192,6 +192,36 @@ impl UserPath {
 
     fn not_text() -> Problem {
         Problem::invalid("user_id", "in the path is not percent-encoded UTF-8")
+    }
+}
+
+/// The `{account_id}` of a path.
+#[derive(Debug)]
+pub struct AccountPath(pub AccountId);
+
+impl<S: Sync + Send> FromRequestParts<S> for AccountPath {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let PathText(text) = PathText::from_request_parts(parts, state).await?;
+        AccountId::parse(&text).map(Self).map_err(|error| Problem::invalid("account_id", error))
+    }
+}
+
+/// The `{account_id}` and the `{user_id}` of a path.
+#[derive(Debug)]
+pub struct MemberPath(pub AccountId, pub UserId);
+
+impl<S: Sync + Send> FromRequestParts<S> for MemberPath {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let Path((account, user)) = Path::<(String, String)>::from_request_parts(parts, state)
+            .await
+            .map_err(|_| Problem::new(ErrorCode::NotFound, "the path is not percent-encoded UTF-8"))?;
+        let account = AccountId::parse(&account).map_err(|error| Problem::invalid("account_id", error))?;
+        let user = UserId::parse(&user).map_err(|error| Problem::invalid("user_id", error))?;
+        Ok(Self(account, user))
     }
 }
 

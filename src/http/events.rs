@@ -15,7 +15,7 @@ use super::{App, page};
 use crate::domain::subscription::Item;
 use crate::store::inbox::{self, Alert, EventState, Filter, Received};
 use crate::stripe::event::{Event, Shown};
-use crate::sync::{self, ReplayError};
+use crate::sync::{self, ReplayError, Touched};
 
 #[derive(Debug, Serialize)]
 struct EventView {
@@ -175,8 +175,8 @@ pub async fn replay(
     let (done, id, now) = (app.clone(), event_id.clone(), app.now());
     let replayed = app.change(async move {
         match sync::replay(&done.store, &done.catalogue, &done.rules, &id, now).await {
-            Ok(accepted) => Ok((Ok(()), accepted.and_then(|accepted| accepted.touched))),
-            Err(ReplayError::NotAnEvent(error)) => Ok((Err(error), None)),
+            Ok(accepted) => Ok((Ok(()), accepted.map(|accepted| accepted.touched).unwrap_or_default())),
+            Err(ReplayError::NotAnEvent(error)) => Ok((Err(error), Touched::default())),
             Err(ReplayError::Store(error)) => Err(error),
         }
     });

@@ -10,10 +10,11 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::App;
-use super::auth::{Bearer, Scope, require};
+use super::auth::{self, Bearer, require};
 use super::body::{NoParams, Params};
 use super::error::Problem;
 use crate::domain::catalogue::{Budgets, Percent, Tier};
+use crate::domain::decide::Scope;
 use crate::domain::money::Money;
 use crate::domain::period::Period;
 
@@ -51,6 +52,10 @@ struct TierView<'c> {
     rank: i64,
     monthly_price: Money,
     budgets: &'c BTreeMap<Period, Money>,
+    /// Whose spend they limit: each user's, or that of an account's users together.
+    scope: Scope,
+    /// Whether the quantity that a subscription buys multiplies them.
+    per_seat: bool,
     thresholds: ThresholdsView,
     degrade_to: DegradeView<'c>,
     grace_days: u32,
@@ -66,6 +71,8 @@ impl<'c> From<&'c Tier> for TierView<'c> {
             rank: tier.rank,
             monthly_price: tier.monthly_price,
             budgets: &tier.budgets.limits,
+            scope: tier.budgets.scope,
+            per_seat: tier.budgets.per_seat,
             thresholds: ThresholdsView::from(&tier.budgets),
             degrade_to: DegradeView { models: &tier.fallbacks.by_model, default: tier.fallbacks.default.as_deref() },
             grace_days: tier.grace_days,
@@ -93,7 +100,7 @@ struct CatalogueView<'c> {
 
 /// `GET /v1/tiers`, in ascending rank.
 pub async fn list(State(app): State<Arc<App>>, key: Bearer, Params(NoParams {}): Params<NoParams>) -> Result<Response, Problem> {
-    require(&app, &key, Scope::Check).await?;
+    require(&app, &key, auth::Scope::Check).await?;
     let catalogue = &app.catalogue;
     let global = catalogue.global.as_ref();
     let view = CatalogueView {

@@ -17,11 +17,11 @@ use super::view::{BudgetView, Moment, SubscriptionView, judged};
 use super::{App, page};
 use crate::domain::decide::Action;
 use crate::domain::money::Money;
-use crate::domain::user::{ManualTier, TierSource, UserId};
+use crate::domain::user::{AccountId, ManualTier, TierSource, UserId};
 use crate::meter::View;
 use crate::store::accounts::{self, Audit};
 use crate::store::{Connection, StoreError};
-use crate::sync;
+use crate::sync::{self, Owner, Touched};
 
 const BODY_BYTES_MAX: usize = 64 * 1024;
 /// Users looked at for one page of a filtered list: a page may hold fewer than asked, with a cursor to go on.
@@ -49,6 +49,9 @@ struct UserView<'c> {
     known: bool,
     tier: &'c str,
     tier_source: SourceView,
+    /// `None`: he stands alone.
+    account_id: Option<AccountId>,
+    /// His account's, where it has one; else his own.
     stripe_customer: Option<String>,
     subscription: SubscriptionView,
     /// When a subscription that is past due loses its tier.
@@ -72,6 +75,7 @@ impl<'c> UserView<'c> {
                 set_at: manual.map(|manual| Moment(manual.set_at)),
                 ends_at: manual.and_then(|manual| manual.ends_at).map(Moment),
             },
+            account_id: profile.account.clone(),
             stripe_customer: profile.stripe_customer.clone(),
             subscription: SubscriptionView::from(standing),
             grace_ends_at: standing.grant.grace_ends_at.map(Moment),
@@ -169,7 +173,7 @@ struct ChangeBody {
     reason: Option<Name>,
 }
 
-fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<Name>>, D::Error> {
+pub(super) fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<Name>>, D::Error> {
     Option::deserialize(deserializer).map(Some)
 }
 
@@ -238,10 +242,10 @@ pub async fn change(
         if bound.is_ok() {
             tx.commit().await?;
         }
-        Ok((bound, Some(whom)))
+        Ok((bound, Touched::Users(vec![whom])))
     });
     if let Err(other) = bound.await? {
-        let why = format!("is bound to user `{other}` already; unbind it there first, with null");
+        let why = format!("is bound to {other} already; unbind it there first, with null");
         return Err(Problem::field(ErrorCode::CustomerBound, "stripe_customer", why));
     }
     tracing::info!(user = %user, key_id = %key_id, "user {user} was changed by key {key_id}");
@@ -255,12 +259,12 @@ async fn write(
     user: &UserId,
     change: &UserChange,
     now: DateTime<Utc>,
-) -> Result<Result<(), UserId>, StoreError> {
+) -> Result<Result<(), Owner>, StoreError> {
     accounts::meet(db, user, now).await?;
     let before = accounts::users(db, std::slice::from_ref(user)).await?.remove(user).unwrap_or_default().profile;
     match &change.stripe_customer {
         Some(Some(customer)) => {
-            if let Err(other) = sync::bind(db, user, customer, now).await? {
+            if let Err(other) = sync::bind(db, &Owner::User(user.clone()), customer, now).await? {
                 return Ok(Err(other));
             }
         }
@@ -277,7 +281,8 @@ async fn write(
         "stripe_customer": {"from": before.stripe_customer, "to": after.stripe_customer},
         "tier": {"from": tier(&before.manual), "to": tier(&after.manual)},
     });
-    let audit = Audit { at: now, key_id: &caller.key_id, user, change: change_text.to_string(), reason: change.reason.as_deref() };
+    let (change_text, reason) = (change_text.to_string(), change.reason.as_deref());
+    let audit = Audit { at: now, key_id: &caller.key_id, account: None, user: Some(user), change: change_text, reason };
     accounts::write_audit(db, &audit).await?;
     Ok(Ok(()))
 }

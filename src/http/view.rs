@@ -186,7 +186,7 @@ struct More<'c> {
 impl<'c> More<'c> {
     fn of(app: &'c App, user: &UserId, tier: &'c Tier, decision: &Decision) -> Self {
         // No tier lifts a budget of all users together, so nobody is sent to pay for one.
-        let own = decision.binding.is_some_and(|(scope, _)| scope == Scope::User);
+        let own = decision.binding.is_some_and(|(scope, _)| matches!(scope, Scope::User | Scope::Account));
         let next = app.catalogue.upgrade_from(tier).filter(|_| own);
         match (decision.action, next) {
             (Action::Block, Some(next)) => Self {

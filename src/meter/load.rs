@@ -7,8 +7,9 @@ use chrono::{DateTime, Utc};
 use crate::domain::book::{Book, days_of_calendar};
 use crate::domain::catalogue::Catalogue;
 use crate::domain::ledger::Payer;
-use crate::domain::period::Period;
-use crate::domain::user::UserId;
+use crate::domain::period::{BillingPeriod, Period};
+use crate::domain::user::{AccountId, UserId};
+use crate::store::ledger::Spender;
 use crate::store::{Connection, StoreError, accounts, holds, ledger};
 
 /// Every one of `users` at `now`, also those whom nobody knows.
@@ -36,13 +37,33 @@ pub async fn payers(
             let window = Period::Billing.window(now, billing);
             let spent = match book.spent(Period::Monthly, window) {
                 Some(spent) if billing.is_none() => spent,
-                _ => ledger::spent_in(db, user, window).await?,
+                _ => ledger::spent_in(db, Spender::User(user), window).await?,
             };
             book.count_billing(window, spent);
         }
         payers.insert(user.clone(), Payer { profile: stored.profile, exists, entries: stored.entries, book });
     }
     Ok(payers)
+}
+
+/// An account at `now`, for users with these billing periods (`None` as the calendar's month).
+pub async fn account(
+    db: &mut Connection,
+    account: &AccountId,
+    billing: &[Option<BillingPeriod>],
+    now: DateTime<Utc>,
+) -> Result<Book, StoreError> {
+    let (first, end) = days_of_calendar(now);
+    let (days, total) = ledger::days_of_account(db, account, first, end).await?;
+    let mut book = Book::new(now, &days, total, holds::open_of_account(db, account, now).await?);
+    for billing in billing {
+        let window = Period::Billing.window(now, *billing);
+        if book.spent(Period::Billing, window).is_none() {
+            let spent = ledger::spent_in(db, Spender::Account(account), window).await?;
+            book.count_billing(window, spent);
+        }
+    }
+    Ok(book)
 }
 
 /// All users together at `now`.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
 use crate::domain::operation::{Booked, EntryKind, Hold};
-use crate::domain::user::UserId;
+use crate::domain::user::{AccountId, UserId};
 use crate::store::StoreError;
 use crate::store::journal::Numbered;
 
@@ -48,6 +48,7 @@ struct State {
     booked: HashMap<(EntryKind, String), (i64, Booked)>,
     holds: HashMap<Arc<str>, (i64, Hold)>,
     users: HashMap<UserId, i64>,
+    accounts: HashMap<AccountId, i64>,
 }
 
 impl Pending {
@@ -78,6 +79,9 @@ impl Pending {
         }
         for user in changes.users() {
             state.users.insert(user.clone(), *seq);
+        }
+        for account in changes.accounts() {
+            state.accounts.insert(account.clone(), *seq);
         }
         state.rows += changes.size();
         state.batches.push_back(batch);
@@ -121,6 +125,11 @@ impl Pending {
                     state.users.remove(user);
                 }
             }
+            for account in changes.accounts() {
+                if state.accounts.get(account).is_some_and(|last| *last <= seq) {
+                    state.accounts.remove(account);
+                }
+            }
         }
         self.settled.send_modify(|settled| settled.through = through);
     }
@@ -156,6 +165,12 @@ impl Pending {
             let state = self.state();
             users.iter().filter_map(|user| state.users.get(user)).max().copied()
         };
+        self.wait(last).await
+    }
+
+    /// Waits until the tables have everything of this account.
+    pub async fn have_account(&self, account: &AccountId) -> Result<(), StoreError> {
+        let last = self.state().accounts.get(account).copied();
         self.wait(last).await
     }
 
@@ -197,7 +212,8 @@ mod tests {
     fn batch(seq: i64, id: &str) -> Numbered {
         let booked = Booked { fingerprint: [0; 16], time: chrono::DateTime::UNIX_EPOCH, recorded_at: chrono::DateTime::UNIX_EPOCH };
         let user_id = UserId::parse("u").unwrap();
-        let entry = Entry { kind: EntryKind::Usage, id: id.to_owned(), user_id, consumption: Consumption::default(), booked };
+        let entry =
+            Entry { kind: EntryKind::Usage, id: id.to_owned(), user_id, account: None, consumption: Consumption::default(), booked };
         (seq, Arc::new(Changes { entries: vec![entry], ..Changes::default() }))
     }
 

@@ -15,11 +15,11 @@ use super::{Clock, Present, Reply, Request, WriteError, load, settler};
 use crate::domain::book::{Book, SpentByDay};
 use crate::domain::catalogue::Catalogue;
 use crate::domain::changes::Changes;
-use crate::domain::decide::{Budget, Scope};
+use crate::domain::decide::Budget;
 use crate::domain::ledger::{DayOfModel, Ledger, Payer, day};
 use crate::domain::money::Money;
 use crate::domain::operation::{Booked, EntryKind, Hold, Operation, Outcome};
-use crate::domain::user::UserId;
+use crate::domain::user::{AccountId, UserId};
 use crate::meter::memory::Memory;
 use crate::store::{Store, StoreError, holds, ledger};
 
@@ -32,6 +32,7 @@ const PROBE_EVERY: Duration = Duration::from_millis(500);
 #[derive(Clone, Debug)]
 pub struct Shown {
     pub users: Arc<Memory<UserId, Payer>>,
+    pub accounts: Arc<Memory<AccountId, Book>>,
     pub all: Arc<Memory<(), Book>>,
     pub health: Arc<Health>,
     pub pending: Arc<Pending>,
@@ -173,11 +174,15 @@ impl Writer {
         // From here on memory tells us of what is changed beside us.
         let committing_users = shown.users.begin_commit(users.iter().cloned().collect());
         let committing_all = shown.all.begin_commit(vec![()]);
-        let mut ledger = self.load(batch, &users, holds, now).await?;
+        let payers = self.payers(&users, now).await?;
+        let accounts = accounts(&payers, &holds);
+        let committing_accounts = shown.accounts.begin_commit(accounts.iter().cloned().collect());
+        let mut ledger = self.load(batch, payers, &accounts, holds, now).await?;
         let replies = batch.iter().map(|request| self.step(&mut ledger, request, now)).collect();
         let changes = ledger.changes(now);
         if changes.is_empty() {
             committing_users.nothing();
+            committing_accounts.nothing();
             committing_all.nothing();
             return Ok((replies, false));
         }
@@ -188,6 +193,10 @@ impl Writer {
             (user, Arc::new(payer))
         });
         committing_users.publish(shown);
+        committing_accounts.publish(ledger.accounts.into_iter().map(|(account, mut pool)| {
+            pool.prune(now);
+            (account, Arc::new(pool))
+        }));
         if self.catalogue.global.is_some() {
             let mut all = ledger.all;
             all.prune(now);
@@ -218,6 +227,7 @@ impl Writer {
             self.seen.add(&changes);
             self.shown.pending.add((seq, changes.clone()));
             changes.users().for_each(|user| self.shown.users.forget(user));
+            changes.accounts().for_each(|account| self.shown.accounts.forget(account));
             self.shown.all.forget(&());
             self.last = seq;
         }
@@ -292,17 +302,13 @@ impl Writer {
         present(hold, &profile.standing(&self.catalogue, now), budgets)
     }
 
-    async fn load(
-        &self,
-        batch: &[Request],
-        users: &HashSet<UserId>,
-        holds: HashMap<String, Hold>,
-        now: DateTime<Utc>,
-    ) -> Result<Ledger, StoreError> {
+    /// The users of a batch, from memory or the store.
+    async fn payers(&self, users: &HashSet<UserId>, now: DateTime<Utc>) -> Result<HashMap<UserId, Payer>, StoreError> {
+        let fresh = |payer: &Arc<Payer>| payer.budgets(None, &payer.profile.standing(&self.catalogue, now), now).is_some();
         let mut payers = HashMap::with_capacity(users.len());
         let mut missing = Vec::new();
         for user in users {
-            match self.shown.users.get(user).filter(|payer| payer.budgets(&self.catalogue, now).is_some()) {
+            match self.shown.users.get(user).filter(fresh) {
                 Some(payer) => drop(payers.insert(user.clone(), Payer::clone(&payer))),
                 None => missing.push(user.clone()),
             }
@@ -313,9 +319,49 @@ impl Writer {
             payers.extend(load::payers(tx.connection()?, &self.catalogue, &missing, now).await?);
             tx.commit().await?;
         }
+        Ok(payers)
+    }
+
+    /// The accounts of a batch, from memory or the store.
+    async fn pools(
+        &self,
+        accounts: &HashSet<AccountId>,
+        payers: &HashMap<UserId, Payer>,
+        now: DateTime<Utc>,
+    ) -> Result<HashMap<AccountId, Book>, StoreError> {
+        let mut pools = HashMap::with_capacity(accounts.len());
+        for account in accounts {
+            let members = payers.values().filter(|payer| payer.profile.account.as_ref() == Some(account));
+            let standings: Vec<_> = members.map(|payer| (payer, payer.profile.standing(&self.catalogue, now))).collect();
+            let fresh = |pool: &Arc<Book>| standings.iter().all(|(payer, standing)| payer.budgets(Some(pool), standing, now).is_some());
+            let pool = match self.shown.accounts.get(account).filter(fresh) {
+                Some(pool) => Book::clone(&pool),
+                None => {
+                    self.shown.pending.have_account(account).await?;
+                    let billing: Vec<_> = standings.iter().map(|(_, standing)| standing.grant.billing).collect();
+                    let mut tx = self.store.begin_read().await?;
+                    let pool = load::account(tx.connection()?, account, &billing, now).await?;
+                    tx.commit().await?;
+                    pool
+                }
+            };
+            pools.insert(account.clone(), pool);
+        }
+        Ok(pools)
+    }
+
+    async fn load(
+        &self,
+        batch: &[Request],
+        payers: HashMap<UserId, Payer>,
+        accounts: &HashSet<AccountId>,
+        holds: HashMap<String, Hold>,
+        now: DateTime<Utc>,
+    ) -> Result<Ledger, StoreError> {
+        let accounts = self.pools(accounts, &payers, now).await?;
         let all = match &self.catalogue.global {
             None => Book::new(now, &SpentByDay::new(), Money::ZERO, []),
-            Some(limits) => match self.shown.all.get(&()).filter(|all| all.budgets(Scope::Global, limits, None, now).is_some()) {
+            Some(limits) => match self.shown.all.get(&()).filter(|all| all.budgets(limits, 1, None, now).is_some()) {
                 Some(all) => Book::clone(&all),
                 None => {
                     self.shown.pending.have_all().await?;
@@ -337,7 +383,7 @@ impl Writer {
         }
         let booked = self.booked(batch).await?;
         let (entries, touched_holds, corrections) = (Vec::new(), BTreeSet::new(), Vec::new());
-        Ok(Ledger { booked, holds, payers, all, days, entries, touched_holds, corrections })
+        Ok(Ledger { booked, holds, payers, accounts, all, days, entries, touched_holds, corrections })
     }
 }
 
@@ -377,6 +423,12 @@ fn users(batch: &[Request], holds: &HashMap<String, Hold>) -> HashSet<UserId> {
         }
     };
     batch.iter().flat_map(of).collect()
+}
+
+/// Every account that a batch may touch.
+fn accounts(payers: &HashMap<UserId, Payer>, holds: &HashMap<String, Hold>) -> HashSet<AccountId> {
+    let of_users = payers.values().filter_map(|payer| payer.profile.account.clone());
+    of_users.chain(holds.values().filter_map(|hold| hold.account.clone())).collect()
 }
 
 fn changed_users(ledger: &Ledger) -> HashSet<UserId> {

@@ -9,7 +9,7 @@ use sqlx::sqlite::SqliteRow;
 use super::{Connection, StoreError, corrupt, from_micros, list, micros};
 use crate::domain::money::Money;
 use crate::domain::subscription::Customer;
-use crate::domain::user::{ManualTier, Profile, UserId};
+use crate::domain::user::{AccountId, ManualTier, Profile, UserId};
 
 /// What is stored of one user.
 #[derive(Clone, Debug, Default)]
@@ -23,23 +23,32 @@ pub struct StoredUser {
 /// What is stored of one Stripe customer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StoredCustomer {
-    /// Whom it pays for, where that is known.
+    /// Whom it pays for, where that is known: an account, or a user who stands alone.
+    pub account: Option<AccountId>,
     pub user_id: Option<UserId>,
     pub state: Customer,
 }
 
-const USERS: &str = "SELECT users.user_id, spent, entries, manual_tier, manual_reason, manual_set_at, manual_ends_at, customer, state \
-     FROM users LEFT JOIN customers ON customers.account_id = users.account_id \
+const USERS: &str = "SELECT users.user_id, users.account_id, spent, entries, manual_tier, manual_reason, manual_set_at, manual_ends_at, \
+     COALESCE(theirs.customer, his.customer) AS customer, CASE WHEN theirs.customer IS NULL THEN his.state ELSE theirs.state END AS state \
+     FROM users LEFT JOIN customers theirs ON theirs.account_id = users.account_id \
+     LEFT JOIN customers his ON his.user_id = users.user_id \
      WHERE users.user_id IN (SELECT value FROM json_each($1))";
 const USER_IDS: &str = "SELECT user_id FROM users WHERE $1 < user_id ORDER BY user_id LIMIT $2";
-const MEET: &str = "INSERT INTO users (user_id, account_id, created_at) VALUES ($1, $1, $2) ON CONFLICT (user_id) DO NOTHING";
+const MEET: &str = "INSERT INTO users (user_id, created_at) VALUES ($1, $2) ON CONFLICT (user_id) DO NOTHING";
 const SET_TIER: &str = "UPDATE users SET manual_tier = $2, manual_reason = $3, manual_set_at = $4, manual_ends_at = $5 WHERE user_id = $1";
-const CUSTOMER: &str = "SELECT account_id, state FROM customers WHERE customer = $1";
-const CUSTOMER_OF: &str = "SELECT customer FROM customers WHERE account_id = $1";
-const PUT_CUSTOMER: &str = "INSERT INTO customers (customer, account_id, state, updated_at) VALUES ($1, $2, $3, $4) \
-     ON CONFLICT (customer) DO UPDATE SET account_id = excluded.account_id, state = excluded.state, updated_at = excluded.updated_at";
-const RELEASE: &str = "UPDATE customers SET account_id = NULL WHERE account_id = $1";
-const AUDIT: &str = "INSERT INTO audit (at, key_id, user_id, change, reason) VALUES ($1, $2, $3, $4, $5)";
+const CUSTOMER: &str = "SELECT account_id, user_id, state FROM customers WHERE customer = $1";
+const CUSTOMER_OF: &str = "SELECT customer FROM customers WHERE user_id = $1";
+const CUSTOMER_OF_ACCOUNT: &str = "SELECT customer FROM customers WHERE account_id = $1";
+const MAKE_ACCOUNT: &str = "INSERT INTO accounts (account_id, created_at) VALUES ($1, $2) ON CONFLICT (account_id) DO NOTHING";
+const ACCOUNT: &str = "SELECT created_at FROM accounts WHERE account_id = $1";
+const MEMBERS: &str = "SELECT user_id FROM users WHERE account_id = $1 AND $2 < user_id ORDER BY user_id LIMIT $3";
+const JOIN: &str = "UPDATE users SET account_id = $2 WHERE user_id = $1";
+const PUT_CUSTOMER: &str = "INSERT INTO customers (customer, account_id, user_id, state, updated_at) VALUES ($1, $2, $3, $4, $5) \
+     ON CONFLICT (customer) DO UPDATE SET account_id = excluded.account_id, user_id = excluded.user_id, state = excluded.state, updated_at = excluded.updated_at";
+const RELEASE: &str = "UPDATE customers SET user_id = NULL WHERE user_id = $1";
+const RELEASE_OF_ACCOUNT: &str = "UPDATE customers SET account_id = NULL WHERE account_id = $1";
+const AUDIT: &str = "INSERT INTO audit (at, key_id, account_id, user_id, change, reason) VALUES ($1, $2, $3, $4, $5, $6)";
 
 /// Those of `users` that are known; the others are absent from the answer.
 pub async fn users(db: &mut Connection, users: &[UserId]) -> Result<HashMap<UserId, StoredUser>, StoreError> {
@@ -70,8 +79,9 @@ pub async fn set_manual_tier(db: &mut Connection, user: &UserId, manual: Option<
 pub async fn customer(db: &mut Connection, customer: &str) -> Result<Option<StoredCustomer>, StoreError> {
     let row = sqlx::query(CUSTOMER).bind(customer).fetch_optional(db).await?;
     row.map(|row| {
-        let account: Option<String> = row.try_get("account_id")?;
-        Ok(StoredCustomer { user_id: account.map(user_id).transpose()?, state: read_state(row.try_get("state")?)? })
+        let (account, user): (Option<String>, Option<String>) = (row.try_get("account_id")?, row.try_get("user_id")?);
+        let (account, user_id) = (account.map(account_id).transpose()?, user.map(user_id).transpose()?);
+        Ok(StoredCustomer { account, user_id, state: read_state(row.try_get("state")?)? })
     })
     .transpose()
 }
@@ -83,8 +93,8 @@ pub async fn customer_of(db: &mut Connection, user: &UserId) -> Result<Option<St
 
 pub async fn put_customer(db: &mut Connection, customer: &str, stored: &StoredCustomer, now: DateTime<Utc>) -> Result<(), StoreError> {
     let state = serde_json::to_string(&stored.state).map_err(|error| corrupt(&error.to_string()))?;
-    let query = sqlx::query(PUT_CUSTOMER).bind(customer).bind(stored.user_id.as_ref().map(UserId::as_str)).bind(state);
-    query.bind(micros(now)).execute(db).await?;
+    let query = sqlx::query(PUT_CUSTOMER).bind(customer).bind(stored.account.as_ref().map(AccountId::as_str));
+    query.bind(stored.user_id.as_ref().map(UserId::as_str)).bind(state).bind(micros(now)).execute(db).await?;
     Ok(())
 }
 
@@ -94,20 +104,57 @@ pub async fn release_customer(db: &mut Connection, user: &UserId) -> Result<(), 
     Ok(())
 }
 
+/// Makes an account, unless it is there.
+pub async fn make_account(db: &mut Connection, account: &AccountId, now: DateTime<Utc>) -> Result<(), StoreError> {
+    sqlx::query(MAKE_ACCOUNT).bind(account.as_str()).bind(micros(now)).execute(db).await?;
+    Ok(())
+}
+
+/// When an account was made; `None` where there is none.
+pub async fn account(db: &mut Connection, account: &AccountId) -> Result<Option<DateTime<Utc>>, StoreError> {
+    let made: Option<i64> = sqlx::query_scalar(ACCOUNT).bind(account.as_str()).fetch_optional(db).await?;
+    made.map(from_micros).transpose()
+}
+
+/// The users of an account after `after`, in the order of their ids' bytes.
+pub async fn members(db: &mut Connection, account: &AccountId, after: &str, limit: i64) -> Result<Vec<UserId>, StoreError> {
+    let users: Vec<String> = sqlx::query_scalar(MEMBERS).bind(account.as_str()).bind(after).bind(limit).fetch_all(db).await?;
+    users.into_iter().map(user_id).collect()
+}
+
+/// Lets a known user belong to an account, or to none.
+pub async fn join(db: &mut Connection, user: &UserId, account: Option<&AccountId>) -> Result<(), StoreError> {
+    sqlx::query(JOIN).bind(user.as_str()).bind(account.map(AccountId::as_str)).execute(db).await?;
+    Ok(())
+}
+
+/// The Stripe customer that pays for an account.
+pub async fn customer_of_account(db: &mut Connection, account: &AccountId) -> Result<Option<String>, StoreError> {
+    Ok(sqlx::query_scalar(CUSTOMER_OF_ACCOUNT).bind(account.as_str()).fetch_optional(db).await?)
+}
+
+/// Takes the account's customer from it; what is known of the customer stays.
+pub async fn release_customer_of_account(db: &mut Connection, account: &AccountId) -> Result<(), StoreError> {
+    sqlx::query(RELEASE_OF_ACCOUNT).bind(account.as_str()).execute(db).await?;
+    Ok(())
+}
+
 /// A change that an operator made.
 #[derive(Clone, Debug)]
 pub struct Audit<'a> {
     pub at: DateTime<Utc>,
     /// The key that he used.
     pub key_id: &'a str,
-    pub user: &'a UserId,
+    pub account: Option<&'a AccountId>,
+    pub user: Option<&'a UserId>,
     /// What was and what is, as a JSON object.
     pub change: String,
     pub reason: Option<&'a str>,
 }
 
 pub async fn write_audit(db: &mut Connection, audit: &Audit<'_>) -> Result<(), StoreError> {
-    let query = sqlx::query(AUDIT).bind(micros(audit.at)).bind(audit.key_id).bind(audit.user.as_str());
+    let query = sqlx::query(AUDIT).bind(micros(audit.at)).bind(audit.key_id);
+    let query = query.bind(audit.account.map(AccountId::as_str)).bind(audit.user.map(UserId::as_str));
     query.bind(&audit.change).bind(audit.reason).execute(db).await?;
     Ok(())
 }
@@ -127,13 +174,22 @@ fn read_user(row: &SqliteRow) -> Result<StoredUser, StoreError> {
         }
         None => None,
     };
-    let profile =
-        Profile { manual, stripe_customer: row.try_get("customer")?, customer: state.map(read_state).transpose()?.unwrap_or_default() };
+    let account: Option<String> = row.try_get("account_id")?;
+    let profile = Profile {
+        manual,
+        account: account.map(account_id).transpose()?,
+        stripe_customer: row.try_get("customer")?,
+        customer: state.map(read_state).transpose()?.unwrap_or_default(),
+    };
     Ok(StoredUser { profile, spent: money(row.try_get("spent")?)?, entries: row.try_get("entries")? })
 }
 
 fn read_state(state: String) -> Result<Customer, StoreError> {
     serde_json::from_str(&state).map_err(|error| corrupt(&error.to_string()))
+}
+
+pub(super) fn account_id(text: String) -> Result<AccountId, StoreError> {
+    AccountId::parse(&text).map_err(|_| corrupt("an account_id that cannot be"))
 }
 
 pub(super) fn user_id(text: String) -> Result<UserId, StoreError> {

@@ -6,15 +6,17 @@ use chrono::{DateTime, Utc};
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
-use super::accounts::{money, user_id};
+use super::accounts::{account_id, money, user_id};
 use super::{Connection, StoreError, fingerprint, from_micros, list, micros};
 use crate::domain::book::OpenHold;
 use crate::domain::operation::{Hold, HoldEnd};
-use crate::domain::user::UserId;
+use crate::domain::user::{AccountId, UserId};
 
 const BY_ID: &str = "SELECT * FROM holds WHERE id IN (SELECT value FROM json_each($1))";
 const OPEN: &str = "SELECT user_id, id, amount, expires_at FROM holds \
      WHERE ended_at IS NULL AND user_id IN (SELECT value FROM json_each($1)) AND $2 < expires_at";
+const OPEN_OF_ACCOUNT: &str =
+    "SELECT user_id, id, amount, expires_at FROM holds WHERE ended_at IS NULL AND account_id = $1 AND $2 < expires_at";
 const OPEN_OF_ALL: &str = "SELECT user_id, id, amount, expires_at FROM holds WHERE ended_at IS NULL AND $1 < expires_at";
 const IDS: &str = "SELECT id FROM holds WHERE $1 < id ORDER BY id LIMIT $2";
 const PAGE: &str = "SELECT * FROM holds WHERE seq < $1 AND ($2 IS NULL OR user_id = $2) AND CASE $3 \
@@ -51,6 +53,11 @@ pub async fn open(db: &mut Connection, users: &[UserId], now: DateTime<Utc>) -> 
     Ok(open)
 }
 
+pub async fn open_of_account(db: &mut Connection, account: &AccountId, now: DateTime<Utc>) -> Result<Vec<OpenHold>, StoreError> {
+    let rows = sqlx::query(OPEN_OF_ACCOUNT).bind(account.as_str()).bind(micros(now)).fetch_all(db).await?;
+    rows.iter().map(read_open).collect()
+}
+
 pub async fn open_of_all(db: &mut Connection, now: DateTime<Utc>) -> Result<Vec<OpenHold>, StoreError> {
     sqlx::query(OPEN_OF_ALL).bind(micros(now)).fetch_all(db).await?.iter().map(read_open).collect()
 }
@@ -83,7 +90,7 @@ fn read_open(row: &SqliteRow) -> Result<OpenHold, StoreError> {
 
 fn read(row: &SqliteRow) -> Result<Hold, StoreError> {
     let id: String = row.try_get("id")?;
-    let ended_at: Option<i64> = row.try_get("ended_at")?;
+    let (ended_at, account): (Option<i64>, Option<String>) = (row.try_get("ended_at")?, row.try_get("account_id")?);
     let captured: Option<i64> = row.try_get("captured")?;
     let end_fingerprint: Option<Vec<u8>> = row.try_get("end_fingerprint")?;
     let end = match (ended_at.map(from_micros).transpose()?, captured, end_fingerprint) {
@@ -94,6 +101,7 @@ fn read(row: &SqliteRow) -> Result<Hold, StoreError> {
     Ok(Hold {
         id: id.into(),
         user_id: user_id(row.try_get("user_id")?)?,
+        account: account.map(account_id).transpose()?,
         amount: money(row.try_get("amount")?)?,
         model: row.try_get("model")?,
         created_at: from_micros(row.try_get("created_at")?)?,

@@ -14,7 +14,7 @@ use sqlx::sqlite::{SqliteArguments, SqliteConnectOptions, SqliteRow};
 use sqlx::{ConnectOptions, Connection, Row, Sqlite, SqliteConnection};
 use tokio::sync::Mutex;
 
-use super::accounts::{money, user_id};
+use super::accounts::{account_id, money, user_id};
 use super::{StoreError, corrupt, from_micros, ledger, micros};
 use crate::domain::changes::Changes;
 use crate::domain::operation::{Booked, Consumption, Correction, Entry, Fingerprint, Hold, HoldEnd};
@@ -123,12 +123,13 @@ type Text<'a> = Cow<'a, str>;
 #[derive(Serialize, Deserialize)]
 struct Body<'a>(i64, #[serde(borrow)] Vec<EntryRow<'a>>, #[serde(borrow)] Vec<HoldRow<'a>>, #[serde(borrow)] Vec<CorrectionRow<'a>>);
 
-/// Kind, id, user, time, when it was recorded, fingerprint, what was consumed.
+/// Kind, id, user, account, time, when it was recorded, fingerprint, what was consumed.
 #[derive(Serialize, Deserialize)]
 struct EntryRow<'a>(
     #[serde(borrow)] Text<'a>,
     #[serde(borrow)] Text<'a>,
     #[serde(borrow)] Text<'a>,
+    #[serde(borrow)] Option<Text<'a>>,
     i64,
     i64,
     #[serde(borrow)] Text<'a>,
@@ -146,12 +147,13 @@ struct ConsumptionRow<'a>(
     #[serde(borrow)] Option<Text<'a>>,
 );
 
-/// Id, user, amount, model, when it was made and expires, fingerprint, answer, and its end: when, and for a capture its cost and
+/// Id, user, account, amount, model, when it was made and expires, fingerprint, answer, and its end: when, and for a capture its cost and
 /// fingerprint.
 #[derive(Serialize, Deserialize)]
 struct HoldRow<'a>(
     #[serde(borrow)] Text<'a>,
     #[serde(borrow)] Text<'a>,
+    #[serde(borrow)] Option<Text<'a>>,
     i64,
     #[serde(borrow)] Option<Text<'a>>,
     i64,
@@ -192,11 +194,12 @@ impl<'a> EntryRow<'a> {
         let consumption = ConsumptionRow(usage.cost.nanos(), model, provider, usage.input_tokens, usage.output_tokens, metadata);
         let (kind, fingerprint) = (ledger::kind_name(entry.kind), hex::encode(booked.fingerprint));
         let (time, recorded_at) = (micros(booked.time), micros(booked.recorded_at));
-        Self(kind.into(), (&entry.id).into(), entry.user_id.as_str().into(), time, recorded_at, fingerprint.into(), consumption)
+        let account = entry.account.as_ref().map(|account| account.as_str().into());
+        Self(kind.into(), (&entry.id).into(), entry.user_id.as_str().into(), account, time, recorded_at, fingerprint.into(), consumption)
     }
 
     fn read(self) -> Result<Entry, StoreError> {
-        let Self(kind, id, user, time, recorded_at, fingerprint, consumption) = self;
+        let Self(kind, id, user, account, time, recorded_at, fingerprint, consumption) = self;
         let ConsumptionRow(cost, model, provider, input_tokens, output_tokens, metadata) = consumption;
         let consumption = Consumption {
             cost: money(cost)?,
@@ -208,7 +211,14 @@ impl<'a> EntryRow<'a> {
         };
         let fingerprint = read_fingerprint(&fingerprint)?;
         let booked = Booked { fingerprint, time: from_micros(time)?, recorded_at: from_micros(recorded_at)? };
-        Ok(Entry { kind: ledger::read_kind(&kind)?, id: id.into_owned(), user_id: user_id(user.into_owned())?, consumption, booked })
+        Ok(Entry {
+            kind: ledger::read_kind(&kind)?,
+            id: id.into_owned(),
+            user_id: user_id(user.into_owned())?,
+            account: owned(account).map(account_id).transpose()?,
+            consumption,
+            booked,
+        })
     }
 }
 
@@ -220,11 +230,12 @@ impl<'a> HoldRow<'a> {
         });
         let (created_at, expires_at) = (micros(hold.created_at), micros(hold.expires_at));
         let (id, user, fingerprint) = ((&*hold.id).into(), hold.user_id.as_str().into(), hex::encode(hold.fingerprint).into());
-        Self(id, user, hold.amount.nanos(), text(&hold.model), created_at, expires_at, fingerprint, (&hold.answer).into(), end)
+        let account = hold.account.as_ref().map(|account| account.as_str().into());
+        Self(id, user, account, hold.amount.nanos(), text(&hold.model), created_at, expires_at, fingerprint, (&hold.answer).into(), end)
     }
 
     fn read(self) -> Result<Hold, StoreError> {
-        let Self(id, user, amount, model, created_at, expires_at, fingerprint, answer, end) = self;
+        let Self(id, user, account, amount, model, created_at, expires_at, fingerprint, answer, end) = self;
         let end = match end {
             None => None,
             Some((at, None)) => Some(HoldEnd::Released { at: from_micros(at)? }),
@@ -235,6 +246,7 @@ impl<'a> HoldRow<'a> {
         Ok(Hold {
             id: id.into(),
             user_id: user_id(user.into_owned())?,
+            account: owned(account).map(account_id).transpose()?,
             amount: money(amount)?,
             model: owned(model),
             created_at: from_micros(created_at)?,
@@ -290,7 +302,7 @@ mod tests {
 
     use super::*;
     use crate::domain::operation::EntryKind;
-    use crate::domain::user::UserId;
+    use crate::domain::user::{AccountId, UserId};
 
     #[test]
     fn a_batch_reads_as_it_was_written() {
@@ -303,10 +315,19 @@ mod tests {
             ..Consumption::default()
         };
         let booked = Booked { fingerprint: [200; 16], time: at, recorded_at: at };
-        let entry = |kind| Entry { kind, id: "i".to_owned(), user_id: user.clone(), consumption: consumption.clone(), booked };
+        let account = AccountId::parse("acme").ok();
+        let entry = |kind| Entry {
+            kind,
+            id: "i".to_owned(),
+            user_id: user.clone(),
+            account: account.clone(),
+            consumption: consumption.clone(),
+            booked,
+        };
         let hold = |end| Hold {
             id: "h".into(),
             user_id: user.clone(),
+            account: account.clone(),
             amount: money(9).unwrap(),
             model: Some("m".to_owned()),
             created_at: at,

@@ -15,7 +15,7 @@ use crate::domain::ledger::{DayOfModel, day};
 use crate::domain::money::Money;
 use crate::domain::operation::{Booked, EntryKind};
 use crate::domain::period::Window;
-use crate::domain::user::UserId;
+use crate::domain::user::{AccountId, UserId};
 
 const BOOKED: &str = "SELECT id, kind, fingerprint, happened_at, recorded_at FROM usage WHERE id_hash IN (SELECT value FROM json_each($1))";
 const ID_HASHES: &str = "SELECT DISTINCT id_hash FROM usage WHERE $1 < id_hash ORDER BY id_hash LIMIT $2";
@@ -28,6 +28,12 @@ const DAYS_OF_ALL: &str = "SELECT day, spent FROM spend_by_day_of_all WHERE $1 <
 const STRETCH: &str = "SELECT CAST(COALESCE(SUM(CASE WHEN kind = 'correction' THEN -cost ELSE cost END), 0) AS BIGINT) FROM usage \
      WHERE user_id = $1 AND $2 <= happened_at AND happened_at < $3";
 const WHOLE_DAYS: &str = "SELECT CAST(COALESCE(SUM(spent), 0) AS BIGINT) FROM spend_by_day WHERE user_id = $1 AND $2 <= day AND day < $3";
+const STRETCH_OF_ACCOUNT: &str = "SELECT CAST(COALESCE(SUM(CASE WHEN kind = 'correction' THEN -cost ELSE cost END), 0) AS BIGINT) \
+     FROM usage WHERE account_id = $1 AND $2 <= happened_at AND happened_at < $3";
+const WHOLE_DAYS_OF_ACCOUNT: &str =
+    "SELECT CAST(COALESCE(SUM(spent), 0) AS BIGINT) FROM spend_by_day_of_account WHERE account_id = $1 AND $2 <= day AND day < $3";
+const DAYS_OF_ACCOUNT: &str = "SELECT day, spent FROM spend_by_day_of_account WHERE account_id = $1 AND $2 <= day AND day < $3";
+const ENTRIES_OF_ACCOUNT: &str = "SELECT CAST(COALESCE(SUM(entries), 0) AS BIGINT) FROM spend_by_day_of_account WHERE account_id = $1";
 const ENTRIES: &str = "SELECT seq, id, kind, cost, happened_at, recorded_at, model, provider, input_tokens, output_tokens, metadata FROM usage \
      WHERE user_id = $1 AND (happened_at < $2 OR (happened_at = $2 AND seq < $3)) AND $4 <= happened_at AND happened_at < $5 \
      ORDER BY happened_at DESC, seq DESC LIMIT $6";
@@ -114,17 +120,39 @@ pub async fn spent_by_all(db: &mut Connection) -> Result<Money, StoreError> {
     days.into_iter().try_fold(Money::ZERO, |sum, spent| Ok(sum.saturating_add(money(spent)?)))
 }
 
-/// What a user spent in a window that need not begin at midnight: the sums of whole days, and the records at the edges.
-pub async fn spent_in(db: &mut Connection, user: &UserId, window: Window) -> Result<Money, StoreError> {
+/// Whose spend is asked for.
+#[derive(Clone, Copy, Debug)]
+pub enum Spender<'a> {
+    User(&'a UserId),
+    Account(&'a AccountId),
+}
+
+impl<'a> Spender<'a> {
+    /// Its key, the sum of records between two moments, and the sum of whole days.
+    fn statements(self) -> (&'a str, &'static str, &'static str) {
+        match self {
+            Self::User(user) => (user.as_str(), STRETCH, WHOLE_DAYS),
+            Self::Account(account) => (account.as_str(), STRETCH_OF_ACCOUNT, WHOLE_DAYS_OF_ACCOUNT),
+        }
+    }
+}
+
+/// What was spent in a window that need not begin at midnight: the sums of whole days, and the records at the edges.
+pub async fn spent_in(db: &mut Connection, spender: Spender<'_>, window: Window) -> Result<Money, StoreError> {
     let (start, end) = (micros(window.start), window.end.map_or(i64::MAX, micros));
     let (first, last) = (start.div_euclid(MICROS_PER_DAY) + 1, end.div_euclid(MICROS_PER_DAY));
-    if last <= first {
-        return Ok(at_least_nothing(stretch(db, user, start, end).await?));
+    let (key, stretch, whole_days) = spender.statements();
+    // Each sum is of a stretch of time.
+    let mut parts = vec![(stretch, start, end)];
+    if first < last {
+        parts = vec![(stretch, start, first * MICROS_PER_DAY), (whole_days, first, last), (stretch, last * MICROS_PER_DAY, end)];
     }
-    let whole: i64 = sqlx::query_scalar(WHOLE_DAYS).bind(user.as_str()).bind(first).bind(last).fetch_one(&mut *db).await?;
-    let before = stretch(db, user, start, first * MICROS_PER_DAY).await?;
-    let after = stretch(db, user, last * MICROS_PER_DAY, end).await?;
-    Ok(at_least_nothing(before.saturating_add(after).saturating_add(whole)))
+    let mut spent: i64 = 0;
+    for (statement, from, to) in parts {
+        let part: i64 = sqlx::query_scalar(statement).bind(key).bind(from).bind(to).fetch_one(&mut *db).await?;
+        spent = spent.saturating_add(part);
+    }
+    Ok(at_least_nothing(spent))
 }
 
 /// A correction may take back, at the edge of a window, what was spent just before it.
@@ -132,8 +160,18 @@ fn at_least_nothing(nanos: i64) -> Money {
     Money::from_nanos(nanos.max(0)).unwrap_or_default()
 }
 
-async fn stretch(db: &mut Connection, user: &UserId, start: i64, end: i64) -> Result<i64, StoreError> {
-    Ok(sqlx::query_scalar(STRETCH).bind(user.as_str()).bind(start).bind(end).fetch_one(db).await?)
+/// What an account spent on the days from `first` to before `end`, and ever.
+pub async fn days_of_account(db: &mut Connection, account: &AccountId, first: i64, end: i64) -> Result<(SpentByDay, Money), StoreError> {
+    let rows = sqlx::query(DAYS_OF_ACCOUNT).bind(account.as_str()).bind(first).bind(end).fetch_all(&mut *db).await?;
+    let days = rows.iter().map(|row| Ok((row.try_get("day")?, at_least_nothing(row.try_get("spent")?))));
+    let days = days.collect::<Result<SpentByDay, StoreError>>()?;
+    let total: i64 = sqlx::query_scalar(WHOLE_DAYS_OF_ACCOUNT).bind(account.as_str()).bind(i64::MIN).bind(i64::MAX).fetch_one(db).await?;
+    Ok((days, at_least_nothing(total)))
+}
+
+/// The entries that an account's users booked in it.
+pub async fn entries_of_account(db: &mut Connection, account: &AccountId) -> Result<i64, StoreError> {
+    Ok(sqlx::query_scalar(ENTRIES_OF_ACCOUNT).bind(account.as_str()).fetch_one(db).await?)
 }
 
 /// A booked record, as lists show it.

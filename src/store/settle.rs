@@ -10,21 +10,26 @@ use sqlx::{QueryBuilder, Sqlite};
 use super::journal::Numbered;
 use super::ledger::{id_hash, kind_name};
 use super::{Connection, StoreError, Tx, micros};
-use crate::domain::changes::{Changes, sums, sums_of_all};
+use crate::domain::changes::{Changes, sums, sums_of_accounts, sums_of_all};
 use crate::domain::operation::{Hold, HoldEnd};
-use crate::domain::user::UserId;
+use crate::domain::user::{AccountId, UserId};
 
 const THROUGH: &str = "SELECT through FROM settled";
 const SETTLED: &str = "UPDATE settled SET through = $1";
 const AUDIT: &str = "INSERT INTO audit (at, key_id, user_id, change, reason) VALUES ($1, $2, $3, $4, $5)";
 
-const USAGE: &str = "INSERT INTO usage (id, id_hash, kind, user_id, cost, happened_at, recorded_at, model, provider, input_tokens, output_tokens, \
+const USAGE: &str = "INSERT INTO usage (id, id_hash, kind, user_id, account_id, cost, happened_at, recorded_at, model, provider, input_tokens, output_tokens, \
      metadata, fingerprint) ";
 const DAYS: (&str, &str) = (
     "INSERT INTO spend_by_day (user_id, day, model, spent, entries, input_tokens, output_tokens) ",
     " ON CONFLICT (user_id, day, model) DO UPDATE SET spent = spend_by_day.spent + excluded.spent, \
      entries = spend_by_day.entries + excluded.entries, input_tokens = spend_by_day.input_tokens + excluded.input_tokens, \
      output_tokens = spend_by_day.output_tokens + excluded.output_tokens",
+);
+const DAYS_OF_ACCOUNTS: (&str, &str) = (
+    "INSERT INTO spend_by_day_of_account (account_id, day, spent, entries) ",
+    " ON CONFLICT (account_id, day) DO UPDATE SET spent = spend_by_day_of_account.spent + excluded.spent, \
+     entries = spend_by_day_of_account.entries + excluded.entries",
 );
 /// The sum of all users stops at the most that can be counted.
 const DAYS_OF_ALL: (&str, &str) = (
@@ -33,12 +38,12 @@ const DAYS_OF_ALL: (&str, &str) = (
      entries = spend_by_day_of_all.entries + excluded.entries",
 );
 const USERS: (&str, &str) = (
-    "INSERT INTO users (user_id, account_id, created_at, spent, entries) ",
+    "INSERT INTO users (user_id, created_at, spent, entries) ",
     " ON CONFLICT (user_id) DO UPDATE SET spent = users.spent + excluded.spent, entries = users.entries + excluded.entries",
 );
 /// A hold that has ended stays as it ended.
 const HOLDS: (&str, &str) = (
-    "INSERT INTO holds (id, user_id, amount, model, created_at, expires_at, fingerprint, ended_at, captured, end_fingerprint, answer) ",
+    "INSERT INTO holds (id, user_id, account_id, amount, model, created_at, expires_at, fingerprint, ended_at, captured, end_fingerprint, answer) ",
     " ON CONFLICT (id) DO UPDATE SET expires_at = excluded.expires_at, ended_at = excluded.ended_at, captured = excluded.captured, \
      end_fingerprint = excluded.end_fingerprint WHERE holds.ended_at IS NULL",
 );
@@ -68,6 +73,7 @@ async fn write(db: &mut Connection, batches: &[&Changes]) -> Result<(), StoreErr
     entries.sort_by_key(|(hash, _)| *hash);
     let mut days: Vec<_> = sums(entries.iter().map(|(_, entry)| *entry)).into_iter().collect();
     days.sort_unstable_by_key(|(key, _)| *key);
+    let of_accounts: Vec<_> = sums_of_accounts(entries.iter().map(|(_, entry)| *entry)).into_iter().collect();
     let of_all: Vec<_> = sums_of_all(entries.iter().map(|(_, entry)| *entry)).into_iter().collect();
     let holds = last_words(batches);
     let mut users: HashMap<&UserId, (i64, i64, i64)> = HashMap::new();
@@ -87,6 +93,7 @@ async fn write(db: &mut Connection, batches: &[&Changes]) -> Result<(), StoreErr
             .push_bind(*hash)
             .push_bind(kind_name(entry.kind))
             .push_bind(entry.user_id.as_str())
+            .push_bind(entry.account.as_ref().map(AccountId::as_str))
             .push_bind(usage.cost.nanos());
         row.push_bind(micros(booked.time)).push_bind(micros(booked.recorded_at));
         row.push_bind(usage.model.as_deref()).push_bind(usage.provider.as_deref());
@@ -99,12 +106,16 @@ async fn write(db: &mut Connection, batches: &[&Changes]) -> Result<(), StoreErr
         row.push_bind(sum.input_tokens).push_bind(sum.output_tokens);
     })
     .await?;
+    bulk(db, DAYS_OF_ACCOUNTS, &of_accounts, |row, ((account, day), sum)| {
+        row.push_bind(account.as_str()).push_bind(*day).push_bind(sum.spent).push_bind(sum.entries);
+    })
+    .await?;
     bulk(db, DAYS_OF_ALL, &of_all, |row, (day, sum)| {
         row.push_bind(*day).push_bind(sum.spent).push_bind(sum.entries);
     })
     .await?;
     bulk(db, USERS, &users, |row, (user, (at, spent, entries))| {
-        row.push_bind(user.as_str()).push_bind(user.as_str()).push_bind(*at).push_bind(*spent).push_bind(*entries);
+        row.push_bind(user.as_str()).push_bind(*at).push_bind(*spent).push_bind(*entries);
     })
     .await?;
     bulk(db, HOLDS, &holds, |row, hold| {
@@ -113,7 +124,8 @@ async fn write(db: &mut Connection, batches: &[&Changes]) -> Result<(), StoreErr
             Some(HoldEnd::Released { at }) => (Some(at), None, None),
             Some(HoldEnd::Captured { cost, at, fingerprint }) => (Some(at), Some(cost.nanos()), Some(fingerprint.as_slice())),
         };
-        row.push_bind(&*hold.id).push_bind(hold.user_id.as_str()).push_bind(hold.amount.nanos()).push_bind(hold.model.as_deref());
+        row.push_bind(&*hold.id).push_bind(hold.user_id.as_str()).push_bind(hold.account.as_ref().map(AccountId::as_str));
+        row.push_bind(hold.amount.nanos()).push_bind(hold.model.as_deref());
         row.push_bind(micros(hold.created_at)).push_bind(micros(hold.expires_at)).push_bind(hold.fingerprint.as_slice());
         row.push_bind(ended_at.map(|at| micros(*at))).push_bind(captured).push_bind(end_fingerprint).push_bind(hold.answer.as_str());
     })

@@ -19,7 +19,7 @@ pub struct Disagreement {
 
 /// Each gives (what, counter, made) for whatever does not agree. The left and the right side are compared both ways, so that a
 /// counter without rows is found as well as rows without a counter. Amounts are nano-dollars.
-const CHECKS: [&str; 4] = [
+const CHECKS: [&str; 5] = [
     "WITH r AS (SELECT user_id, SUM(CASE WHEN kind = 'correction' THEN -cost ELSE cost END) || ' in ' || COUNT(*) || ' entries' AS n \
      FROM usage GROUP BY user_id), c AS (SELECT user_id, spent || ' in ' || entries || ' entries' AS n FROM users) \
      SELECT 'lifetime spend of user ' || COALESCE(c.user_id, r.user_id) AS what, c.n AS counter, r.n AS made \
@@ -36,6 +36,11 @@ const CHECKS: [&str; 4] = [
      c AS (SELECT id, captured || ' by ' || user_id AS n FROM holds WHERE captured IS NOT NULL) \
      SELECT 'captured cost of hold ' || COALESCE(c.id, r.id) AS what, c.n AS counter, r.n AS made \
      FROM c FULL JOIN r ON r.id = c.id WHERE COALESCE(c.n, '') <> COALESCE(r.n, '') LIMIT $1",
+    "WITH r AS (SELECT account_id, happened_at / 86400000000 AS day, SUM(CASE WHEN kind = 'correction' THEN -cost ELSE cost END) \
+     || ' in ' || COUNT(*) || ' entries' AS n FROM usage WHERE account_id IS NOT NULL GROUP BY 1, 2), \
+     c AS (SELECT account_id, day, spent || ' in ' || entries || ' entries' AS n FROM spend_by_day_of_account) \
+     SELECT 'spend of account ' || COALESCE(c.account_id, r.account_id) || ' on day ' || COALESCE(c.day, r.day) AS what, c.n AS counter, r.n AS made \
+     FROM c FULL JOIN r ON r.account_id = c.account_id AND r.day = c.day WHERE COALESCE(c.n, '') <> COALESCE(r.n, '') LIMIT $1",
     "SELECT 'entries of kind ' || kind || ' with the id ' || id AS what, '1' AS counter, CAST(COUNT(*) AS TEXT) AS made FROM usage \
      GROUP BY id_hash, id, kind HAVING 1 < COUNT(*) LIMIT $1",
 ];

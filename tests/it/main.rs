@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that panics has failed, which is what it is for")]
 #![expect(clippy::disallowed_methods, reason = "commands run on the real clock, and CI is told by the environment")]
 
+mod accounts;
 mod app;
 mod auth;
 mod cli;
