@@ -9,6 +9,9 @@ use crate::stripe::signature::Secret;
 const ADMIN_KEY_BYTES_MIN: usize = 32;
 /// A longer header would not be read.
 const ADMIN_KEY_BYTES_MAX: usize = 256;
+/// A month and some days: an id that is repeated within them is known.
+const RETENTION_DAYS_MIN: u32 = 35;
+const RETENTION_DAYS_MAX: u32 = 36_500;
 const DATABASE_FILE: &str = "spendgate.db";
 const STRIPE_API_BASE: &str = "https://api.stripe.com";
 
@@ -24,6 +27,8 @@ pub struct Config {
     /// Empty: no delivery can be verified, so none is taken.
     pub webhook_secrets: Vec<Secret>,
     pub stripe: StripeConfig,
+    /// How long usage is kept row by row; `None` is for ever.
+    pub retention_days: Option<u32>,
     pub admin_api_key: Option<AdminKey>,
     /// Without a slash at its end; `None` is where the service turns out to listen.
     pub public_url: Option<String>,
@@ -75,6 +80,7 @@ impl Config {
                 livemode: livemode(get("STRIPE_API_KEY"))?,
                 api_base: url("STRIPE_API_BASE", get("STRIPE_API_BASE"))?.unwrap_or_else(|| STRIPE_API_BASE.to_owned()),
             },
+            retention_days: retention_days(get("RETENTION_DAYS"))?,
             admin_api_key: admin_api_key(get("ADMIN_API_KEY"))?,
             public_url: url("PUBLIC_URL", get("PUBLIC_URL"))?,
         })
@@ -123,6 +129,13 @@ fn livemode(key: Option<String>) -> Result<Option<bool>, ConfigError> {
         ["pk", ..] => Err(fault("STRIPE_API_KEY", "is a publishable key (pk_); use a secret (sk_) or restricted (rk_) one")),
         _ => Err(fault("STRIPE_API_KEY", "must begin with sk_live_, sk_test_, rk_live_ or rk_test_")),
     }
+}
+
+fn retention_days(value: Option<String>) -> Result<Option<u32>, ConfigError> {
+    let Some(value) = value else { return Ok(None) };
+    let days = value.parse().ok().filter(|days| (RETENTION_DAYS_MIN..=RETENTION_DAYS_MAX).contains(days));
+    let why = || format!("must be a whole number of days from {RETENTION_DAYS_MIN} to {RETENTION_DAYS_MAX}; leave it out to keep all rows");
+    days.map(Some).ok_or_else(|| fault("RETENTION_DAYS", why()))
 }
 
 fn admin_api_key(value: Option<String>) -> Result<Option<AdminKey>, ConfigError> {
@@ -185,6 +198,8 @@ mod tests {
         check("STRIPE_API_KEY", "pk_live_123");
         check("STRIPE_API_KEY", "sk_something");
         check("STRIPE_API_BASE", "api.stripe.com/v1");
+        check("RETENTION_DAYS", "34");
+        check("RETENTION_DAYS", "never");
         check("ADMIN_API_KEY", "short-key");
         check("PUBLIC_URL", "shop.example.net");
         check("PUBLIC_URL", "https://spend.example.com/?x");
@@ -197,10 +212,11 @@ mod tests {
             ("STRIPE_WEBHOOK_SECRETS", "whsec_a, whsec_b,"),
             ("STRIPE_API_KEY", "rk_test_abc_def"),
             ("PUBLIC_URL", "https://spend.example.com/"),
+            ("RETENTION_DAYS", "90"),
         ]);
         let config = config.unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(config.database, PathBuf::from("/var/lib/spendgate/spendgate.db"));
-        assert_eq!(config.webhook_secrets.len(), 2);
+        assert_eq!((config.webhook_secrets.len(), config.retention_days), (2, Some(90)));
         assert_eq!(config.stripe.livemode, Some(false));
         assert_eq!(config.public_url.as_deref(), Some("https://spend.example.com"));
         assert!(!format!("{config:?}").contains("whsec_a"));

@@ -3,6 +3,7 @@
 mod load;
 mod memory;
 mod pending;
+mod retention;
 mod seen;
 mod settler;
 mod writer;
@@ -11,7 +12,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -88,8 +89,13 @@ impl fmt::Debug for Meter {
 }
 
 impl Meter {
-    /// Starts the writer. It ends, after what is queued, when the meter is dropped.
-    pub async fn start(store: Store, catalogue: Arc<Catalogue>, clock: Clock) -> Result<(Self, JoinHandle<()>), StoreError> {
+    /// Starts the writer. It ends, after what is queued, when the meter is dropped. Rows older than `keep` are rolled into daily sums.
+    pub async fn start(
+        store: Store,
+        catalogue: Arc<Catalogue>,
+        clock: Clock,
+        keep: Option<TimeDelta>,
+    ) -> Result<(Self, JoinHandle<()>), StoreError> {
         let (queue, waiting) = mpsc::channel(QUEUE_MAX);
         let last = store.last_batch().await?;
         let shown = Shown {
@@ -101,7 +107,7 @@ impl Meter {
         };
         let seen = Arc::new(Seen::new(ledger::rows_at_most(&mut *store.reader().await?).await?));
         let (catalogue_, shown_) = (catalogue.clone(), shown.clone());
-        let writer = Writer { store: store.clone(), catalogue: catalogue_, shown: shown_, clock, seen, last, in_doubt: false };
+        let writer = Writer { store: store.clone(), catalogue: catalogue_, shown: shown_, clock, keep, seen, last, in_doubt: false };
         let writer = tokio::spawn(writer.run(waiting));
         Ok((Self { store, catalogue, shown, queue }, writer))
     }

@@ -61,6 +61,27 @@ CREATE INDEX usage_by_id ON usage (id_hash);
 CREATE INDEX usage_by_user ON usage (user_id, happened_at, seq);
 CREATE INDEX usage_by_account ON usage (account_id, happened_at) WHERE account_id IS NOT NULL;
 
+-- Sums of the rows that were too old to keep (RETENTION_DAYS), so that every counter can still be recomputed.
+CREATE TABLE rolled (
+    user_id       TEXT    NOT NULL,
+    -- Empty where he stood alone.
+    account_id    TEXT    NOT NULL,
+    day           INTEGER NOT NULL,
+    model         TEXT    NOT NULL,
+    spent         INTEGER NOT NULL,
+    entries       INTEGER NOT NULL,
+    input_tokens  INTEGER NOT NULL,
+    output_tokens INTEGER NOT NULL,
+    PRIMARY KEY (user_id, account_id, day, model)
+) STRICT, WITHOUT ROWID;
+
+-- Each row as it counts.
+CREATE VIEW counted_rows AS
+SELECT seq, recorded_at, user_id, account_id, happened_at / 86400000000 AS day, COALESCE(model, '') AS model,
+    CASE WHEN kind = 'correction' THEN -cost ELSE cost END AS spent, 1 AS entries,
+    COALESCE(input_tokens, 0) AS input_tokens, COALESCE(output_tokens, 0) AS output_tokens
+FROM usage;
+
 -- Cost that was promised to calls. One that has expired ends by the clock, not by a row.
 CREATE TABLE holds (
     seq             INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,

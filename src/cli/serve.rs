@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
-use chrono::SubsecRound;
+use chrono::{SubsecRound, TimeDelta};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
@@ -17,6 +17,7 @@ use tracing::{info, warn};
 use super::{Machine, Misconfigured, read_catalogue, read_config, say};
 use crate::config::{AdminKey, Config};
 use crate::domain::catalogue::Catalogue;
+use crate::domain::period::Period;
 use crate::http::auth::{ENVIRONMENT_KEY_ID, KeyRing, Scopes, digest, new_key};
 use crate::http::{self, App};
 use crate::meter::{Clock, Meter};
@@ -37,6 +38,7 @@ pub struct Server {
 impl Server {
     /// Opens the store, listens, and serves until [`Server::stop`].
     pub async fn start(config: &Config, catalogue: Catalogue, machine: &Machine) -> anyhow::Result<Self> {
+        let keep = retention(config, &catalogue)?;
         // The store keeps microseconds; what memory holds must be the same to the last digit.
         let (reads, lock) = (machine.clock.clone(), lock(&config.database)?);
         let clock: Clock = Arc::new(move || reads().trunc_subsecs(6));
@@ -45,7 +47,7 @@ impl Server {
         let listener = TcpListener::bind(config.listen_addr).await.map_err(|error| cannot_listen(config.listen_addr, error))?;
         let address = listener.local_addr()?;
         let catalogue = Arc::new(catalogue);
-        let (meter, writer) = Meter::start(store.clone(), catalogue.clone(), clock.clone()).await?;
+        let (meter, writer) = Meter::start(store.clone(), catalogue.clone(), clock.clone(), keep).await?;
         let app = Arc::new(App {
             store: store.clone(),
             meter,
@@ -76,6 +78,20 @@ impl Server {
         let _ = self.stop.send(());
         self.ended.await?
     }
+}
+
+/// A year and a month: the edges of a yearly subscription's period are summed from rows.
+const RETENTION_DAYS_OF_BILLING: u32 = 400;
+
+fn retention(config: &Config, catalogue: &Catalogue) -> anyhow::Result<Option<TimeDelta>> {
+    let Some(days) = config.retention_days else { return Ok(None) };
+    if days < RETENTION_DAYS_OF_BILLING && catalogue.uses(Period::Billing) {
+        let why = format!(
+            "RETENTION_DAYS: must be at least {RETENTION_DAYS_OF_BILLING}, since tiers.yaml has a `billing` budget and a period may be a year"
+        );
+        return Err(Misconfigured(why).into());
+    }
+    Ok(Some(TimeDelta::days(i64::from(days))))
 }
 
 fn cannot_listen(address: SocketAddr, error: std::io::Error) -> anyhow::Error {

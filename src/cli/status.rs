@@ -34,7 +34,7 @@ pub async fn run(args: Args, machine: Machine) -> anyhow::Result<ExitCode> {
     }
     let store = Store::open(&config.database).await?;
     let now = (machine.clock)();
-    let (meter, writer) = Meter::start(store.clone(), Arc::new(catalogue), machine.clock.clone()).await?;
+    let (meter, writer) = Meter::start(store.clone(), Arc::new(catalogue), machine.clock.clone(), None).await?;
     let view = meter.view(&user, now).await?;
     let action = show(&user, &view);
     drop(view);

@@ -11,7 +11,7 @@ use tracing::{error, info};
 
 use super::pending::Pending;
 use super::seen::Seen;
-use super::{Clock, Present, Reply, Request, WriteError, load, settler};
+use super::{Clock, Present, Reply, Request, WriteError, load, retention, settler};
 use crate::domain::book::{Book, SpentByDay};
 use crate::domain::catalogue::Catalogue;
 use crate::domain::changes::Changes;
@@ -78,6 +78,8 @@ pub struct Writer {
     pub catalogue: Arc<Catalogue>,
     pub shown: Shown,
     pub clock: Clock,
+    /// How long rows are kept; `None` is for ever.
+    pub keep: Option<TimeDelta>,
     pub seen: Arc<Seen>,
     /// The number of the last batch that is known to be durable.
     pub last: i64,
@@ -97,8 +99,12 @@ impl Writer {
             let (seen, store) = (self.seen.clone(), self.store.clone());
             async move { seen.fill(&store).await }
         });
+        let retention = self.keep.map(|keep| tokio::spawn(retention::run(self.store.clone(), keep, self.clock.clone())));
         self.write_all(&mut waiting).await;
         fill.abort();
+        if let Some(retention) = retention {
+            retention.abort();
+        }
         // The settler ends by `end`; if it ended before, there is nobody to tell.
         let _ = end.send(());
         let _ = settler.await;

@@ -20,13 +20,14 @@ pub struct Disagreement {
 /// Each gives (what, counter, made) for whatever does not agree. The left and the right side are compared both ways, so that a
 /// counter without rows is found as well as rows without a counter. Amounts are nano-dollars.
 const CHECKS: [&str; 5] = [
-    "WITH r AS (SELECT user_id, SUM(CASE WHEN kind = 'correction' THEN -cost ELSE cost END) || ' in ' || COUNT(*) || ' entries' AS n \
-     FROM usage GROUP BY user_id), c AS (SELECT user_id, spent || ' in ' || entries || ' entries' AS n FROM users) \
+    "WITH r AS (SELECT user_id, SUM(spent) || ' in ' || SUM(entries) || ' entries' AS n FROM (SELECT user_id, spent, entries FROM counted_rows \
+     UNION ALL SELECT user_id, spent, entries FROM rolled) counted GROUP BY user_id), \
+     c AS (SELECT user_id, spent || ' in ' || entries || ' entries' AS n FROM users) \
      SELECT 'lifetime spend of user ' || COALESCE(c.user_id, r.user_id) AS what, c.n AS counter, r.n AS made \
      FROM c FULL JOIN r ON r.user_id = c.user_id WHERE COALESCE(c.n, '') <> COALESCE(r.n, '0 in 0 entries') LIMIT $1",
-    "WITH r AS (SELECT user_id, happened_at / 86400000000 AS day, COALESCE(model, '') AS model, \
-     SUM(CASE WHEN kind = 'correction' THEN -cost ELSE cost END) || ' in ' || COUNT(*) || ' entries of ' || \
-     COALESCE(SUM(input_tokens), 0) || '+' || COALESCE(SUM(output_tokens), 0) || ' tokens' AS n FROM usage GROUP BY 1, 2, 3), \
+    "WITH r AS (SELECT user_id, day, model, SUM(spent) || ' in ' || SUM(entries) || ' entries of ' || SUM(input_tokens) || '+' || \
+     SUM(output_tokens) || ' tokens' AS n FROM (SELECT user_id, day, model, spent, entries, input_tokens, output_tokens FROM counted_rows \
+     UNION ALL SELECT user_id, day, model, spent, entries, input_tokens, output_tokens FROM rolled) counted GROUP BY 1, 2, 3), \
      c AS (SELECT user_id, day, model, spent || ' in ' || entries || ' entries of ' || input_tokens || '+' || output_tokens || ' tokens' AS n \
      FROM spend_by_day) \
      SELECT 'spend of user ' || COALESCE(c.user_id, r.user_id) || ' on day ' || COALESCE(c.day, r.day) || ' with model \"' || \
@@ -36,8 +37,8 @@ const CHECKS: [&str; 5] = [
      c AS (SELECT id, captured || ' by ' || user_id AS n FROM holds WHERE captured IS NOT NULL) \
      SELECT 'captured cost of hold ' || COALESCE(c.id, r.id) AS what, c.n AS counter, r.n AS made \
      FROM c FULL JOIN r ON r.id = c.id WHERE COALESCE(c.n, '') <> COALESCE(r.n, '') LIMIT $1",
-    "WITH r AS (SELECT account_id, happened_at / 86400000000 AS day, SUM(CASE WHEN kind = 'correction' THEN -cost ELSE cost END) \
-     || ' in ' || COUNT(*) || ' entries' AS n FROM usage WHERE account_id IS NOT NULL GROUP BY 1, 2), \
+    "WITH r AS (SELECT account_id, day, SUM(spent) || ' in ' || SUM(entries) || ' entries' AS n FROM (SELECT account_id, day, spent, entries \
+     FROM counted_rows UNION ALL SELECT account_id, day, spent, entries FROM rolled) counted WHERE account_id <> '' GROUP BY 1, 2), \
      c AS (SELECT account_id, day, spent || ' in ' || entries || ' entries' AS n FROM spend_by_day_of_account) \
      SELECT 'spend of account ' || COALESCE(c.account_id, r.account_id) || ' on day ' || COALESCE(c.day, r.day) AS what, c.n AS counter, r.n AS made \
      FROM c FULL JOIN r ON r.account_id = c.account_id AND r.day = c.day WHERE COALESCE(c.n, '') <> COALESCE(r.n, '') LIMIT $1",

@@ -20,7 +20,7 @@ pub enum Database {
 }
 
 impl Database {
-    const ALL: [Self; 1] = [Self::Sqlite];
+    pub const ALL: [Self; 1] = [Self::Sqlite];
 }
 
 /// A Monday, in the middle of the day and of the month.
@@ -94,6 +94,7 @@ impl TestApp {
             tiers_file: None,
             webhook_secrets: vec![Secret::new(WEBHOOK_SECRET).unwrap()],
             stripe: StripeConfig { livemode: None, api_base: "https://stripe.invalid".to_owned() },
+            retention_days: None,
             admin_api_key: Some(AdminKey(ADMIN_KEY.to_owned())),
             public_url: Some("https://spend.example.com".to_owned()),
         });

@@ -14,6 +14,7 @@ mod events;
 mod holds;
 mod model;
 mod recorded_events;
+mod retention;
 mod stripe;
 mod tidy;
 mod tiers_files;

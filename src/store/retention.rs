@@ -1,0 +1,38 @@
+//! Rows that are too old to keep: their sums stay, they themselves go.
+
+use chrono::{DateTime, Utc};
+
+use super::{Store, StoreError, micros};
+
+/// The last of the oldest rows that one step looks at.
+const LAST: &str = "SELECT CAST(COALESCE(MAX(seq), 0) AS BIGINT) FROM (SELECT seq FROM usage ORDER BY seq LIMIT $1) oldest";
+const ROLL: &str = "INSERT INTO rolled (user_id, account_id, day, model, spent, entries, input_tokens, output_tokens) \
+     SELECT user_id, COALESCE(account_id, ''), day, model, SUM(spent), SUM(entries), SUM(input_tokens), SUM(output_tokens) FROM counted_rows \
+     WHERE seq <= $1 AND recorded_at < $2 GROUP BY 1, 2, 3, 4 \
+     ON CONFLICT (user_id, account_id, day, model) DO UPDATE SET spent = rolled.spent + excluded.spent, \
+     entries = rolled.entries + excluded.entries, input_tokens = rolled.input_tokens + excluded.input_tokens, \
+     output_tokens = rolled.output_tokens + excluded.output_tokens";
+/// A captured hold goes with the row of its capture.
+const FORGET_CAPTURED: &str =
+    "DELETE FROM holds WHERE id IN (SELECT id FROM usage WHERE kind = 'capture' AND seq <= $1 AND recorded_at < $2)";
+const FORGET: &str = "DELETE FROM usage WHERE seq <= $1 AND recorded_at < $2";
+const FORGET_HOLDS: &str = "DELETE FROM holds WHERE seq IN (SELECT seq FROM (SELECT seq, captured, ended_at, expires_at FROM holds ORDER BY seq LIMIT $1) oldest \
+     WHERE captured IS NULL AND COALESCE(ended_at, expires_at) < $2)";
+
+impl Store {
+    /// Rolls what was recorded before `horizon` into daily sums, looking at no more than `most` rows of usage and of holds. Returns how
+    /// many rows went; none means that nothing old is left. In whose way this is: others that write the tables, for one such step.
+    pub async fn roll(&self, horizon: DateTime<Utc>, most: i64) -> Result<u64, StoreError> {
+        let mut tx = self.begin().await?;
+        let db = tx.connection()?;
+        let (horizon, mut gone) = (micros(horizon), 0);
+        let last: i64 = sqlx::query_scalar(LAST).bind(most).fetch_one(&mut *db).await?;
+        sqlx::query(ROLL).bind(last).bind(horizon).execute(&mut *db).await?;
+        for statement in [FORGET_CAPTURED, FORGET] {
+            gone += sqlx::query(statement).bind(last).bind(horizon).execute(&mut *db).await?.rows_affected();
+        }
+        gone += sqlx::query(FORGET_HOLDS).bind(most).bind(horizon).execute(&mut *db).await?.rows_affected();
+        tx.commit().await?;
+        Ok(gone)
+    }
+}
