@@ -19,6 +19,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{Sqlite, SqliteConnection};
+use tracing::warn;
 
 use crate::domain::operation::Fingerprint;
 use journal::{DROPPED_AT_ONCE, Journal, Numbered};
@@ -64,8 +65,6 @@ const CACHE_KIB: &str = "-65536";
 /// less for the journal, since who commits while they are moved waits.
 const CHECKPOINT_PAGES: &str = "16384";
 const CHECKPOINT_PAGES_OF_JOURNAL: &str = "4096";
-/// Bytes that readers see without copying them: every commit would make them copy all pages again.
-const MMAP_BYTES: &str = "1073741824";
 /// How long a write waits for another process (the command line beside the server).
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long anybody waits for a connection before the store counts as failed.
@@ -96,7 +95,6 @@ impl Store {
                 .foreign_keys(true)
                 .pragma("cache_size", CACHE_KIB)
                 .pragma("wal_autocheckpoint", checkpoint_pages)
-                .pragma("mmap_size", MMAP_BYTES)
         };
         let options = file(path, CHECKPOINT_PAGES);
         // A connection to a file need not be asked whether it is still there.
@@ -114,18 +112,27 @@ impl Store {
 
     /// Brings the tables up to the journal, as after a kill; beside a running service too.
     async fn settle_what_is_left(&self) -> Result<(), StoreError> {
+        // The journal is asked first: a service beside us drops only what the tables have by then. And what it adds from now on, it settles.
+        let ends = self.journal.ends().await?;
         let mut through = settle::through(&mut *self.reader().await?).await?;
-        if self.journal.ends().await?.is_some_and(|(first, _)| through + 1 < first) {
+        let (first, last) = ends.unwrap_or_default();
+        if last < through {
+            warn!(
+                "the journal ends at batch {last} and the tables have batch {through}: was the journal's file left behind? What it had beyond is lost"
+            );
+        }
+        if ends.is_some() && through + 1 < first {
             return Err(corrupt(
                 "the journal begins after what the tables have: the two files are not of one moment; put back both from one backup",
             ));
         }
-        loop {
+        while through < last {
             let left = self.journal.after(through, LEFT_AT_ONCE).await?;
-            let Some((last, _)) = left.last() else { return Ok(()) };
-            through = *last;
+            let Some((upto, _)) = left.last() else { break };
+            through = *upto;
             self.settle(&left).await?;
         }
+        Ok(())
     }
 
     /// Writes batches of the journal into the tables. Those that the tables have change nothing.

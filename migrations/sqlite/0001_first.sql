@@ -118,7 +118,7 @@ CREATE TABLE spend_by_day (
     PRIMARY KEY (user_id, day, model)
 ) STRICT, WITHOUT ROWID;
 
--- What users spent while they belonged to an account. A correction may take back what was spent before, so a day may be below zero.
+-- What users spent while they belonged to an account.
 CREATE TABLE spend_by_day_of_account (
     account_id TEXT    NOT NULL,
     day        INTEGER NOT NULL,

@@ -80,14 +80,14 @@ impl Server {
     }
 }
 
-/// A year and a month: the edges of a yearly subscription's period are summed from rows.
-const RETENTION_DAYS_OF_BILLING: u32 = 400;
+/// The edges of a subscription's period are summed from rows, and a period of up to four years is believed.
+const RETENTION_DAYS_OF_BILLING: u32 = 1500;
 
 fn retention(config: &Config, catalogue: &Catalogue) -> anyhow::Result<Option<TimeDelta>> {
     let Some(days) = config.retention_days else { return Ok(None) };
     if days < RETENTION_DAYS_OF_BILLING && catalogue.uses(Period::Billing) {
         let why = format!(
-            "RETENTION_DAYS: must be at least {RETENTION_DAYS_OF_BILLING}, since tiers.yaml has a `billing` budget and a period may be a year"
+            "RETENTION_DAYS: must be at least {RETENTION_DAYS_OF_BILLING}, since tiers.yaml has a `billing` budget and a period may be years"
         );
         return Err(Misconfigured(why).into());
     }

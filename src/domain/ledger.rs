@@ -1,13 +1,13 @@
 //! One step of the ledger: what is + operation + now → what shall be + the answer. Pure, so that the meter can run it for many
 //! callers before one commit.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::book::Book;
 use super::catalogue::Catalogue;
-use super::changes::{Changes, sums};
+use super::changes::Changes;
 use super::decide::{Action, Budget, Scope, decide, most};
 use super::money::Money;
 use super::operation::{
@@ -41,6 +41,9 @@ impl Payer {
 /// A day's sum of one user and one model (empty where none was named).
 pub type DayOfModel = (UserId, i64, String);
 
+/// What one user spent in each account, and (`None`) alone.
+pub type SpentIn = BTreeMap<Option<AccountId>, i64>;
+
 /// What is, as far as a batch needs it, and what shall be: the state between the database before and after.
 #[derive(Debug)]
 pub struct Ledger {
@@ -54,8 +57,8 @@ pub struct Ledger {
     pub accounts: HashMap<AccountId, Book>,
     /// All users together.
     pub all: Book,
-    /// The sums that the batch's corrections would lower, in nano-dollars.
-    pub days: HashMap<DayOfModel, i64>,
+    /// The sums that the batch's corrections would lower, in nano-dollars, told apart by the account that they were spent in.
+    pub days: HashMap<DayOfModel, SpentIn>,
     /// What the batch adds, in the order in which it was accepted.
     pub entries: Vec<Entry>,
     /// Which holds it made or changed.
@@ -80,6 +83,7 @@ impl Ledger {
         let mut receipts = Vec::with_capacity(usages.len());
         let mut fresh: HashMap<&str, Booked> = HashMap::new();
         let mut spent: HashMap<&UserId, Money> = HashMap::new();
+        let mut spent_in: HashMap<AccountId, Money> = HashMap::new();
         let mut entries = Vec::new();
         for (index, usage) in usages.iter().enumerate() {
             let consumption = &usage.consumption;
@@ -95,6 +99,11 @@ impl Ledger {
                     fresh.insert(&usage.id, booked);
                     let (id, user_id, consumption) = (usage.id.clone(), usage.user_id.clone(), consumption.clone());
                     let account = self.account_of(&user_id)?;
+                    if let Some(account) = &account {
+                        let pool = self.accounts.get(account).ok_or(Refusal::OutOfDate)?;
+                        let total = spent_in.entry(account.clone()).or_insert(pool.total());
+                        *total = total.checked_add(consumption.cost).ok_or(Refusal::TotalOutOfRange { index })?;
+                    }
                     entries.push(Entry { kind: EntryKind::Usage, id, user_id, account, consumption, booked });
                     booked
                 }
@@ -162,7 +171,8 @@ impl Ledger {
             None => {}
         }
         let consumption = Consumption { model: consumption.model.clone().or(hold.model.clone()), ..consumption.clone() };
-        if !self.payer(&hold.user_id)?.book.can_add(consumption.cost) {
+        let pool = hold.account.as_ref().and_then(|account| self.accounts.get(account));
+        if !self.payer(&hold.user_id)?.book.can_add(consumption.cost) || pool.is_some_and(|pool| !pool.can_add(consumption.cost)) {
             return Err(Refusal::TotalOutOfRange { index: 0 });
         }
         let end = HoldEnd::Captured { cost: consumption.cost, at: now, fingerprint };
@@ -208,18 +218,36 @@ impl Ledger {
             }
             return Ok(receipt(&correction.id, &correction.user_id, correction.amount, *booked, true));
         }
-        let of = (correction.user_id.clone(), day(correction.time), correction.model.clone().unwrap_or_default());
-        let pending = sums(&self.entries).get(&(&of.0, of.1, of.2.as_str())).map_or(0, |sum| sum.spent);
-        let available = self.days.get(&of).copied().unwrap_or(0).saturating_add(pending);
-        if available < correction.amount.nanos() {
-            return Err(Refusal::NotSoMuch { available: Money::from_nanos(available).unwrap_or_default() });
-        }
-        let account = self.account_of(&correction.user_id)?;
+        let account = self.corrected_account(correction)?;
         let booked = Booked { fingerprint, time: correction.time, recorded_at: now };
         let (id, user_id) = (correction.id.clone(), correction.user_id.clone());
         self.book(Entry { kind: EntryKind::Correction, id, user_id, account, consumption, booked })?;
         self.corrections.push(correction.clone());
         Ok(receipt(&correction.id, &correction.user_id, correction.amount, booked, false))
+    }
+
+    /// Where what is to be taken back was spent: in the account that the user belongs to, else wherever there is as much.
+    fn corrected_account(&self, correction: &Correction) -> Result<Option<AccountId>, Refusal> {
+        let of = (correction.user_id.clone(), day(correction.time), correction.model.clone().unwrap_or_default());
+        let mut spent = self.days.get(&of).cloned().unwrap_or_default();
+        let same = |entry: &&Entry| {
+            (&entry.user_id, day(entry.booked.time), entry.consumption.model.as_deref().unwrap_or("")) == (&of.0, of.1, &*of.2)
+        };
+        for entry in self.entries.iter().filter(same) {
+            let (nanos, sum) = (entry.consumption.cost.nanos(), spent.entry(entry.account.clone()).or_default());
+            *sum = sum.saturating_add(if entry.kind == EntryKind::Correction { -nanos } else { nanos });
+        }
+        let own = self.payer(&correction.user_id)?.profile.account.clone();
+        let places = [&own].into_iter().chain(spent.keys());
+        let enough = |place: &&Option<AccountId>| spent.get(*place).is_some_and(|sum| correction.amount.nanos() <= *sum);
+        match places.into_iter().find(enough) {
+            Some(Some(account)) if !self.accounts.contains_key(account) => Err(Refusal::OutOfDate),
+            Some(account) => Ok(account.clone()),
+            None => {
+                let available = spent.values().copied().max().and_then(Money::from_nanos).unwrap_or_default();
+                Err(Refusal::NotSoMuch { available })
+            }
+        }
     }
 
     fn payer(&self, user: &UserId) -> Result<&Payer, Refusal> {

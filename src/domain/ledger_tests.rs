@@ -2,7 +2,7 @@ use std::collections::HashMap;
 
 use super::*;
 use crate::domain::book::SpentByDay;
-use crate::domain::changes::sums_of_all;
+use crate::domain::changes::{sums, sums_of_all};
 use crate::domain::tiers_file;
 
 fn user(name: &str) -> UserId {

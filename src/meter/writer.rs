@@ -16,7 +16,7 @@ use crate::domain::book::{Book, SpentByDay};
 use crate::domain::catalogue::Catalogue;
 use crate::domain::changes::Changes;
 use crate::domain::decide::Budget;
-use crate::domain::ledger::{DayOfModel, Ledger, Payer, day};
+use crate::domain::ledger::{DayOfModel, Ledger, Payer, SpentIn, day};
 use crate::domain::money::Money;
 use crate::domain::operation::{Booked, EntryKind, Hold, Operation, Outcome};
 use crate::domain::user::{AccountId, UserId};
@@ -181,9 +181,10 @@ impl Writer {
         let committing_users = shown.users.begin_commit(users.iter().cloned().collect());
         let committing_all = shown.all.begin_commit(vec![()]);
         let payers = self.payers(&users, now).await?;
-        let accounts = accounts(&payers, &holds);
+        let days = self.days(batch).await?;
+        let accounts = accounts(&payers, &holds, &days);
         let committing_accounts = shown.accounts.begin_commit(accounts.iter().cloned().collect());
-        let mut ledger = self.load(batch, payers, &accounts, holds, now).await?;
+        let mut ledger = self.load(batch, payers, &accounts, holds, days, now).await?;
         let replies = batch.iter().map(|request| self.step(&mut ledger, request, now)).collect();
         let changes = ledger.changes(now);
         if changes.is_empty() {
@@ -257,6 +258,20 @@ impl Writer {
             found.extend(holds::by_id(&mut *self.store.reader().await?, &others).await?);
         }
         Ok(found)
+    }
+
+    /// The sums that a batch's corrections would lower.
+    async fn days(&self, batch: &[Request]) -> Result<HashMap<DayOfModel, SpentIn>, StoreError> {
+        let mut days = HashMap::new();
+        for request in batch {
+            if let Operation::Correct(correction) = &request.operation {
+                let of = (correction.user_id.clone(), day(correction.time), correction.model.clone().unwrap_or_default());
+                self.shown.pending.have(std::slice::from_ref(&of.0)).await?;
+                let spent = ledger::day_of_model(&mut *self.store.reader().await?, &of).await?;
+                days.insert(of, spent);
+            }
+        }
+        Ok(days)
     }
 
     /// What is booked under the ids that a batch names.
@@ -362,6 +377,7 @@ impl Writer {
         payers: HashMap<UserId, Payer>,
         accounts: &HashSet<AccountId>,
         holds: HashMap<String, Hold>,
+        days: HashMap<DayOfModel, SpentIn>,
         now: DateTime<Utc>,
     ) -> Result<Ledger, StoreError> {
         let accounts = self.pools(accounts, &payers, now).await?;
@@ -378,15 +394,6 @@ impl Writer {
                 }
             },
         };
-        let mut days: HashMap<DayOfModel, i64> = HashMap::new();
-        for request in batch {
-            if let Operation::Correct(correction) = &request.operation {
-                let of = (correction.user_id.clone(), day(correction.time), correction.model.clone().unwrap_or_default());
-                self.shown.pending.have(std::slice::from_ref(&of.0)).await?;
-                let spent = ledger::day_of_model(&mut *self.store.reader().await?, &of).await?;
-                days.insert(of, spent);
-            }
-        }
         let booked = self.booked(batch).await?;
         let (entries, touched_holds, corrections) = (Vec::new(), BTreeSet::new(), Vec::new());
         Ok(Ledger { booked, holds, payers, accounts, all, days, entries, touched_holds, corrections })
@@ -432,9 +439,10 @@ fn users(batch: &[Request], holds: &HashMap<String, Hold>) -> HashSet<UserId> {
 }
 
 /// Every account that a batch may touch.
-fn accounts(payers: &HashMap<UserId, Payer>, holds: &HashMap<String, Hold>) -> HashSet<AccountId> {
+fn accounts(payers: &HashMap<UserId, Payer>, holds: &HashMap<String, Hold>, days: &HashMap<DayOfModel, SpentIn>) -> HashSet<AccountId> {
     let of_users = payers.values().filter_map(|payer| payer.profile.account.clone());
-    of_users.chain(holds.values().filter_map(|hold| hold.account.clone())).collect()
+    let of_days = days.values().flat_map(|spent| spent.keys().flatten().cloned());
+    of_users.chain(of_days).chain(holds.values().filter_map(|hold| hold.account.clone())).collect()
 }
 
 fn changed_users(ledger: &Ledger) -> HashSet<UserId> {

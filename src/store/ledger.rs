@@ -7,11 +7,11 @@ use siphasher::sip::SipHasher13;
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
-use super::accounts::{money, user_id};
+use super::accounts::{account_id, money, user_id};
 use super::{Connection, StoreError, corrupt, from_micros, list, micros};
 use crate::domain::book::SpentByDay;
 use crate::domain::changes::Sum;
-use crate::domain::ledger::{DayOfModel, day};
+use crate::domain::ledger::{DayOfModel, SpentIn, day};
 use crate::domain::money::Money;
 use crate::domain::operation::{Booked, EntryKind};
 use crate::domain::period::Window;
@@ -20,7 +20,10 @@ use crate::domain::user::{AccountId, UserId};
 const BOOKED: &str = "SELECT id, kind, fingerprint, happened_at, recorded_at FROM usage WHERE id_hash IN (SELECT value FROM json_each($1))";
 const ID_HASHES: &str = "SELECT DISTINCT id_hash FROM usage WHERE $1 < id_hash ORDER BY id_hash LIMIT $2";
 const IDS: &str = "SELECT CAST(COALESCE(MAX(seq), 0) AS BIGINT) FROM usage";
-const DAY_OF_MODEL: &str = "SELECT spent FROM spend_by_day WHERE user_id = $1 AND day = $2 AND model = $3";
+const DAY_OF_MODEL: &str = "SELECT account_id, CAST(SUM(spent) AS BIGINT) AS spent FROM ( \
+     SELECT account_id, CASE WHEN kind = 'correction' THEN -cost ELSE cost END AS spent FROM usage \
+     WHERE user_id = $1 AND $2 <= happened_at AND happened_at < $3 AND COALESCE(model, '') = $4 UNION ALL \
+     SELECT NULLIF(account_id, '') AS account_id, spent FROM rolled WHERE user_id = $1 AND day = $5 AND model = $4) parts GROUP BY account_id";
 const SPENT_BY_ALL: &str = "SELECT spent FROM spend_by_day_of_all";
 const DAYS: &str = "SELECT user_id, day, CAST(SUM(spent) AS BIGINT) AS spent FROM spend_by_day \
      WHERE user_id IN (SELECT value FROM json_each($1)) AND $2 <= day AND day < $3 GROUP BY user_id, day";
@@ -93,10 +96,16 @@ pub async fn rows_at_most(db: &mut Connection) -> Result<usize, StoreError> {
     Ok(usize::try_from(rows).unwrap_or_default())
 }
 
-/// A day's sum of one user and one model, in nano-dollars.
-pub async fn day_of_model(db: &mut Connection, of: &DayOfModel) -> Result<i64, StoreError> {
-    let spent: Option<i64> = sqlx::query_scalar(DAY_OF_MODEL).bind(of.0.as_str()).bind(of.1).bind(&of.2).fetch_optional(db).await?;
-    Ok(spent.unwrap_or(0))
+/// A day's sums of one user and one model.
+pub async fn day_of_model(db: &mut Connection, of: &DayOfModel) -> Result<SpentIn, StoreError> {
+    let (user, day, model) = of;
+    let query = sqlx::query(DAY_OF_MODEL).bind(user.as_str()).bind(day * MICROS_PER_DAY).bind((day + 1) * MICROS_PER_DAY);
+    let rows = query.bind(model).bind(day).fetch_all(db).await?;
+    let read = |row: &SqliteRow| {
+        let account: Option<String> = row.try_get("account_id")?;
+        Ok((account.map(account_id).transpose()?, row.try_get("spent")?))
+    };
+    rows.iter().map(read).collect()
 }
 
 /// What each of `users` spent on the days from `first` to before `end`.

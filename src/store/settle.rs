@@ -28,7 +28,8 @@ const DAYS: (&str, &str) = (
 );
 const DAYS_OF_ACCOUNTS: (&str, &str) = (
     "INSERT INTO spend_by_day_of_account (account_id, day, spent, entries) ",
-    " ON CONFLICT (account_id, day) DO UPDATE SET spent = spend_by_day_of_account.spent + excluded.spent, \
+    " ON CONFLICT (account_id, day) DO UPDATE SET \
+     spent = MAX(0, spend_by_day_of_account.spent + MIN(excluded.spent, 9223372036854775807 - spend_by_day_of_account.spent)), \
      entries = spend_by_day_of_account.entries + excluded.entries",
 );
 /// The sum of all users stops at the most that can be counted.

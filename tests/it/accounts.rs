@@ -136,3 +136,47 @@ async fn a_quantity_multiplies_the_budget_of_a_tier_that_is_sold_by_the_seat() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_correction_takes_from_where_it_was_spent() {
+    on_each_database(TIERS, async |app| {
+        let correct =
+            |id: &str, user: &str, amount: f64| json!({"id": id, "user_id": user, "amount": amount, "reason": "test", "time": app.now()});
+        app.spend("alone", "u", "0.08").await;
+        join(app, "acme", &["u", "v"]).await;
+        app.spend("a", "v", "0.09").await;
+        app.spend("b", "u", "0.01").await;
+        // He was alone when he spent it: the account's limit does not give way.
+        app.post("/v1/corrections", correct("c", "u", 0.08)).await.ok();
+        assert_eq!(daily(app, "u").await, json!(["BLOCK", "account", 0.1, 0.1, 0]));
+        app.post("/v1/corrections", correct("d", "u", 0.02)).await.problem(422, "invalid_field");
+        // It was spent in the account, though he has left it.
+        assert_eq!(leave(app, "acme", "v").await, 200);
+        app.post("/v1/corrections", correct("e", "v", 0.05)).await.ok();
+        for _ in 0..2 {
+            assert_eq!(daily(app, "u").await, json!(["ALLOW", "account", 0.1, 0.05, 0]));
+            assert_eq!(daily(app, "v").await, json!(["ALLOW", "account", 0.1, 0.04, 0]));
+            app.restart().await;
+        }
+        assert!(verify(app).contains(" 0 disagreements"), "{}", verify(app));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_account_that_has_spent_all_that_can_be_counted_is_refused_more_and_stops_nobody() {
+    on_each_database(TIERS, async |app| {
+        join(app, "acme", &["u", "v"]).await;
+        for number in 0..9 {
+            let user = if number % 2 == 0 { "u" } else { "v" };
+            app.spend(&format!("r{number}"), user, "1000000000").await;
+        }
+        let body = json!({"id": "more", "user_id": "v", "cost": "1000000000"});
+        app.post("/v1/usage", &body).await.problem(422, "invalid_field");
+        app.restart().await;
+        app.post("/v1/usage", &body).await.problem(422, "invalid_field");
+        app.spend("other", "w", "0.01").await;
+        assert!(verify(app).contains(" 0 disagreements"), "{}", verify(app));
+    })
+    .await;
+}

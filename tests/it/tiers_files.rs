@@ -10,7 +10,7 @@ use spendgate::domain::tiers_file;
 use crate::app::TIERS;
 
 /// File, where (line:column), what is said.
-const FAULTS: [(&str, &str, &str); 25] = [
+const FAULTS: [(&str, &str, &str); 27] = [
     ("anchor", "12:16", "write the value out"),
     ("default_missing", "1:1", "`default_tier` is missing; name the tier of users who pay for nothing"),
     ("default_unknown", "2:15", "`default_tier: fere` is not a tier; use one of free, pro"),
@@ -24,11 +24,13 @@ const FAULTS: [(&str, &str, &str); 25] = [
     ("not_a_list", "12:13", "must be a list"),
     ("not_a_mapping", "2:1", "must be a mapping"),
     ("not_yaml", "12:11", "this is not YAML"),
+    ("per_seat_number", "11:15", "`per_seat: 5` must be `true` or `false`"),
     ("period_misspelt", "13:29", "`weakly` is not a period; did you mean `weekly`?"),
     ("policy_misspelt", "8:13", "`policy: strickt` is not a policy; did you mean `strict`?"),
     ("price_claimed_twice", "12:25", "price `price_free` is claimed by tier `free` in line 6 already"),
     ("rank_missing", "9:3", "tier `pro` has no `rank`"),
     ("rank_shared", "9:3", "has the rank 0 of tier `free`"),
+    ("scope_misspelt", "11:12", "`scope: acount` must be `user` (each user has the budgets) or `account`"),
     ("second_document", "9:1", "a second document begins here"),
     ("thresholds_descend", "15:17", "thresholds descend: `warn` at 90 % comes after `degrade` at 80 %"),
     ("thresholds_empty", "4:3", "tier `free` has no `policy`"),
