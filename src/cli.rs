@@ -2,6 +2,7 @@
 
 mod check_config;
 mod demo;
+mod fake_stripe;
 mod keys;
 mod replay;
 pub mod serve;
@@ -60,6 +61,8 @@ enum Command {
     Demo(demo::Args),
     /// Sign and post recorded Stripe events to a running service, and print what each was answered.
     Replay(replay::Args),
+    /// Start a fake Stripe on loopback, to try webhooks, checkout and the portal without a Stripe account.
+    FakeStripe(fake_stripe::Args),
     /// Check the settings and tiers.yaml, and say what is wrong with them.
     CheckConfig,
     /// Show a user's tier, budgets and what a check would answer now.
@@ -79,7 +82,7 @@ struct Misconfigured(String);
 impl Cli {
     /// Whether the command is a service, whose log somebody keeps; the others only tell of what goes wrong.
     pub fn is_service(&self) -> bool {
-        matches!(self.command, None | Some(Command::Serve))
+        matches!(self.command, None | Some(Command::Serve | Command::FakeStripe(_)))
     }
 
     /// Runs the command; errors are told on standard error.
@@ -88,6 +91,7 @@ impl Cli {
             Command::Serve => serve::run(machine).await.map(|()| ExitCode::SUCCESS),
             Command::Demo(args) => demo::run(args, machine).await.map(|()| ExitCode::SUCCESS),
             Command::Replay(args) => replay::run(args, &machine).await,
+            Command::FakeStripe(args) => fake_stripe::run(args, machine).await.map(|()| ExitCode::SUCCESS),
             Command::CheckConfig => check_config::run(&machine).map(|()| ExitCode::SUCCESS),
             Command::Status(args) => status::run(args, machine).await,
             Command::Verify => verify::run(&machine).await,

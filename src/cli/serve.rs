@@ -62,7 +62,11 @@ impl Server {
         let ended = tokio::spawn(async move {
             let doors = http::Doors::new(app);
             // An error is a `stop` that was dropped, which means the same.
-            http::serve::serve(listener, doors, async { drop(stopped.await) }).await?;
+            let answer = move |request| {
+                let doors = doors.clone();
+                async move { doors.answer(request).await }
+            };
+            http::serve::serve(listener, answer, async { drop(stopped.await) }).await?;
             // The last holder of the meter is gone with the router, so the writer ends once its queue is done.
             writer.await?;
             store.close().await;

@@ -1,11 +1,15 @@
 //! Connections: bounded in number and in the time that their heads may take. `axum::serve` would wait for half a request line
 //! for ever.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::http::Request;
+use axum::response::Response;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -14,8 +18,6 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
-
-use super::Doors;
 
 /// Connections at once; beyond, the next one waits in the listener's queue.
 const CONNECTIONS_MAX: usize = 10_000;
@@ -26,8 +28,12 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(30);
 /// A pause after the listener failed (no file handles left), so that it does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Serves until `stop` is ready, then finishes what is in flight.
-pub async fn serve(listener: TcpListener, doors: Doors, stop: impl Future<Output = ()>) -> io::Result<()> {
+/// Serves what `answer` answers until `stop` is ready, then finishes what is in flight.
+pub async fn serve<A, F>(listener: TcpListener, answer: A, stop: impl Future<Output = ()>) -> io::Result<()>
+where
+    A: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
+    F: Future<Output = Result<Response, Infallible>> + Send + 'static,
+{
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let graceful = GracefulShutdown::new();
     let mut stop = std::pin::pin!(stop);
@@ -47,11 +53,7 @@ pub async fn serve(listener: TcpListener, doors: Doors, stop: impl Future<Output
         };
         // Answers are small: waiting to fill a packet only delays them.
         let _ = stream.set_nodelay(true);
-        let doors = doors.clone();
-        let service = service_fn(move |request| {
-            let doors = doors.clone();
-            async move { doors.answer(request).await }
-        });
+        let service = service_fn(answer.clone());
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)

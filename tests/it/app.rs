@@ -143,6 +143,12 @@ impl TestApp {
         *self.clock.lock().unwrap()
     }
 
+    /// The service's own clock, for who must agree with it.
+    pub fn shared_clock(&self) -> Arc<dyn Fn() -> DateTime<Utc> + Send + Sync> {
+        let clock = self.clock.clone();
+        Arc::new(move || *clock.lock().unwrap())
+    }
+
     pub fn set_clock(&self, to: &str) {
         *self.clock.lock().unwrap() = to.parse().unwrap();
     }

@@ -11,6 +11,7 @@ mod disk_full;
 mod durability;
 mod enforcement;
 mod events;
+mod fake_stripe;
 mod holds;
 mod model;
 mod recorded_events;

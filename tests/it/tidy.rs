@@ -6,28 +6,30 @@ use std::path::{Path, PathBuf};
 const LINES_MAX: usize = 500;
 
 /// Room → the rooms that it may use. `main` and `cli` may use all.
-const DOORS: [(&str, &[&str]); 9] = [
+const DOORS: [(&str, &[&str]); 10] = [
     ("lib", &[]),
     ("config", &["stripe"]),
     ("domain", &[]),
     ("stripe", &["domain"]),
     ("store", &["domain"]),
+    ("fake_stripe", &["stripe"]),
     ("meter", &["store", "domain"]),
     ("sync", &["store", "stripe", "domain"]),
     ("http", &["meter", "sync", "store", "stripe", "domain"]),
-    ("cli", &["config", "http", "meter", "sync", "store", "stripe", "domain"]),
+    ("cli", &["config", "fake_stripe", "http", "meter", "sync", "store", "stripe", "domain"]),
 ];
 
-/// What is written in one room only.
-const ONLY_IN: [(&str, &str); 8] = [
-    ("StatusCode", "http"),
-    ("sqlx::query", "store"),
-    ("SELECT ", "store"),
-    ("INSERT INTO", "store"),
-    ("cancel_at_period_end\")", "stripe"),
-    ("\"client_reference_id\"", "stripe"),
-    ("Utc::now", "main"),
-    ("std::env", "main"),
+/// What is written in these rooms only.
+const ONLY_IN: [(&str, &[&str]); 8] = [
+    ("StatusCode", &["http"]),
+    ("sqlx::query", &["store"]),
+    ("SELECT ", &["store"]),
+    ("INSERT INTO", &["store"]),
+    // The fake plays the other side.
+    ("cancel_at_period_end\")", &["stripe", "fake_stripe"]),
+    ("\"client_reference_id\"", &["stripe", "fake_stripe"]),
+    ("Utc::now", &["main"]),
+    ("std::env", &["main"]),
 ];
 
 struct Source {
@@ -110,9 +112,9 @@ fn the_search_for_used_rooms_finds_them() {
 #[test]
 fn what_belongs_in_one_room_is_in_no_other() {
     for source in sources("src") {
-        for (what, room) in ONLY_IN {
-            let inside = source.room == room;
-            assert!(inside || !source.text.contains(what), "{}: `{what}` belongs in {room}", source.path.display());
+        for (what, rooms) in ONLY_IN {
+            let inside = rooms.contains(&source.room.as_str());
+            assert!(inside || !source.text.contains(what), "{}: `{what}` belongs in {rooms:?}", source.path.display());
         }
     }
 }
