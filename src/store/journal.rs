@@ -2,7 +2,7 @@
 //!
 //! A row in a table with two indexes costs a page or two of writing, and its commit waits for all of them; a batch in one row costs
 //! what its text is long. So a batch is durable once it stands here, in a file of its own whose commits wait for nobody, and the
-//! tables follow in bulk ([`super::settle`]). Numbers ascend by one; the tables remember the last that they have.
+//! tables follow in bulk (`settle.rs`). Numbers ascend by one; the tables remember the last that they have.
 
 use std::borrow::Cow;
 use std::sync::Arc;
