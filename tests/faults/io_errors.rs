@@ -135,6 +135,7 @@ async fn a_disk_that_fails_is_told_and_nothing_acknowledged_is_lost() {
         let callers = load.start(&service);
         let deep = random.usize(20..120);
         load.until(|told| deep <= told.acknowledged.len()).await;
+        load.begins();
         disk.order(order);
         match order.times {
             Some(_) => disk.done(order).await,

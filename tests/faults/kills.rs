@@ -15,6 +15,7 @@ async fn every_acknowledged_write_survives_a_kill_once() {
         let callers = load.start(&service);
         let deep = random.usize(40..600);
         load.until(|told| deep <= told.acknowledged.len()).await;
+        load.begins();
         service.kill();
         callers.ended().await;
         service = Service::start(folder.path(), &[]);

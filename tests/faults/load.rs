@@ -1,7 +1,7 @@
 //! Callers who write as fast as they are answered, and remember what they were told.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -46,6 +46,8 @@ pub struct Load {
     told: watch::Sender<Told>,
     /// How many requests the checks so far have found or brought to be there: all those with smaller numbers than this.
     settled: AtomicU64,
+    /// How many acknowledgements there were when the last fault began.
+    before: AtomicUsize,
 }
 
 enum Answer {
@@ -80,7 +82,13 @@ impl Load {
         // Once in a process is enough; a second time finds it done.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = reqwest::Client::builder().timeout(HANGS_AFTER).build().unwrap();
-        Arc::new(Self { client, next: AtomicU64::new(0), told: watch::Sender::new(Told::default()), settled: AtomicU64::new(0) })
+        Arc::new(Self {
+            client,
+            next: AtomicU64::new(0),
+            told: watch::Sender::new(Told::default()),
+            settled: AtomicU64::new(0),
+            before: AtomicUsize::new(0),
+        })
     }
 
     pub fn start(self: &Arc<Self>, service: &Service) -> Callers {
@@ -119,6 +127,11 @@ impl Load {
         drop(reached.expect("the harness is void: the load did not get so far").unwrap());
     }
 
+    /// To be called at the moment before a fault.
+    pub fn begins(&self) {
+        self.before.store(self.told.borrow().acknowledged.len(), Ordering::Relaxed);
+    }
+
     /// The first success after a fault has ended comes within a second.
     pub async fn is_taken_again(&self, service: &Service) {
         for _ in 0..POLLS {
@@ -145,10 +158,18 @@ impl Load {
     pub async fn check(&self, service: &Service, after: &str) -> Found {
         let Told { acknowledged, refused, broken } = self.told.send_replace(Told::default());
         let booked = self.booked(service).await;
-        for number in &acknowledged {
-            let answer = self.repeat(service, *number).await;
-            assert!(was_there(&answer), "{after}: {number} was acknowledged and is gone: {answer}");
+        let mut gone = Vec::new();
+        for (place, number) in acknowledged.iter().enumerate() {
+            if !was_there(&self.repeat(service, *number).await) {
+                gone.push((place, *number));
+            }
         }
+        // Where they stand among the answers tells what went wrong: the last ones, or a stretch, and before or after the fault began.
+        let (all, before) = (acknowledged.len(), self.before.load(Ordering::Relaxed));
+        assert!(
+            gone.is_empty(),
+            "{after}: of {all} acknowledgements, {before} before the fault began, these (place, number) are gone: {gone:?}"
+        );
         let mut expected = [0; USERS];
         for number in (0..self.settled.load(Ordering::Relaxed)).chain(acknowledged) {
             expected[user(number)] += entries(number);

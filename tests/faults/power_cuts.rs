@@ -80,6 +80,8 @@ async fn every_acknowledged_write_survives_a_power_cut_once() {
         let callers = load.start(&service);
         let deep = random.usize(40..600);
         load.until(|told| deep <= told.acknowledged.len()).await;
+        load.begins();
+        service.freeze();
         disk.cut();
         service.kill();
         callers.ended().await;

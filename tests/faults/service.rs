@@ -1,8 +1,11 @@
 //! The real binary in a process of its own, which nobody asks before it ends.
 
+use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
+
+use crate::run;
 
 pub const ADMIN_KEY: &str = "admin-key-of-the-faults-0123456789abcdef";
 
@@ -27,6 +30,27 @@ impl Service {
         let url = line.split_whitespace().find(|word| word.starts_with("http://"));
         let url = url.unwrap_or_else(|| panic!("it says {line:?}, and not where it listens")).trim_end_matches('.').to_owned();
         Self { child, url, folder: folder.to_owned(), _says: says }
+    }
+
+    /// Stops each thread where it is, as a power cut does: one that waits for the disk never comes back from there, and nobody is answered
+    /// any more. (A sync that is under way when ext4 is shut down may end well though its data are gone: the kernel does not tell when it
+    /// could not note where they are. A process that ran on would acknowledge them; one without power cannot.)
+    pub fn freeze(&self) {
+        let pid = self.child.id().to_string();
+        run(Command::new("kill").args(["-STOP", &pid])).unwrap();
+        let tasks = Path::new("/proc").join(&pid).join("task");
+        // `T` is stopped; `D` is in the kernel, and stops before it returns.
+        let stands = |stat: &str| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with(['T', 'D']));
+        let all_stand = || {
+            fs::read_dir(&tasks).unwrap().all(|task| {
+                let stat = fs::read_to_string(task.unwrap().path().join("stat"));
+                // A thread that has just ended stands too.
+                stat.map_or(true, |stat| stands(&stat))
+            })
+        };
+        while !all_stand() {
+            std::thread::yield_now();
+        }
     }
 
     /// `kill -9`. When it returns, no file of the service is open any more.

@@ -1,7 +1,5 @@
 //! Accounts: several users whom Stripe bills together.
 
-use std::process::Command;
-
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
@@ -24,12 +22,6 @@ async fn join(app: &TestApp, account: &str, users: &[&str]) {
 async fn leave(app: &TestApp, account: &str, user: &str) -> u16 {
     let request = TestApp::client().delete(app.url(&format!("/v1/accounts/{account}/users/{user}")));
     app.send(request.bearer_auth(ADMIN_KEY)).await.status
-}
-
-fn verify(app: &TestApp) -> String {
-    let mut verify = Command::new(env!("CARGO_BIN_EXE_spendgate"));
-    verify.arg("verify").env("DATABASE_URL", format!("sqlite:{}", app.database().display())).current_dir(app.folder.path());
-    String::from_utf8(verify.output().unwrap().stdout).unwrap()
 }
 
 /// Action, spent and held of the daily budget.
@@ -77,7 +69,7 @@ async fn users_of_one_account_share_its_budget_and_others_do_not() {
         assert_eq!(leave(app, "acme", "u").await, 404);
         assert_eq!(daily(app, "u").await, json!(["WARN", "account", 0.1, 0.09, 0]));
         assert_eq!(daily(app, "v").await, json!(["BLOCK", "account", 0.1, 0.1, 0]));
-        assert!(verify(app).contains(" 0 disagreements"), "{}", verify(app));
+        assert!(app.verify().contains(" 0 disagreements"), "{}", app.verify());
     })
     .await;
 }
@@ -100,7 +92,7 @@ async fn sixty_four_at_once_never_pass_the_limit_that_users_share_and_reach_it()
             assert_eq!(join_all(captures).await.iter().filter(|answer| answer.status == 200).count(), 33);
             assert_eq!(daily(app, &users[1]).await, json!(["WARN", "account", 0.1, 0.099, 0]));
         }
-        assert!(verify(app).contains(" 0 disagreements"));
+        assert!(app.verify().contains(" 0 disagreements"));
     })
     .await;
 }
@@ -158,7 +150,7 @@ async fn a_correction_takes_from_where_it_was_spent() {
             assert_eq!(daily(app, "v").await, json!(["ALLOW", "account", 0.1, 0.04, 0]));
             app.restart().await;
         }
-        assert!(verify(app).contains(" 0 disagreements"), "{}", verify(app));
+        assert!(app.verify().contains(" 0 disagreements"), "{}", app.verify());
     })
     .await;
 }
@@ -176,7 +168,7 @@ async fn an_account_that_has_spent_all_that_can_be_counted_is_refused_more_and_s
         app.restart().await;
         app.post("/v1/usage", &body).await.problem(422, "invalid_field");
         app.spend("other", "w", "0.01").await;
-        assert!(verify(app).contains(" 0 disagreements"), "{}", verify(app));
+        assert!(app.verify().contains(" 0 disagreements"), "{}", app.verify());
     })
     .await;
 }

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -167,6 +168,16 @@ impl TestApp {
 
     pub fn database(&self) -> PathBuf {
         self.config.database.clone()
+    }
+
+    /// What `spendgate verify` says, in a process of its own beside the service. Its exit code agrees with what it says.
+    pub fn verify(&self) -> String {
+        let mut verify = Command::new(env!("CARGO_BIN_EXE_spendgate"));
+        verify.arg("verify").env("DATABASE_URL", format!("sqlite:{}", self.database().display())).current_dir(self.folder.path());
+        let output = verify.output().unwrap();
+        let told = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(output.status.success(), told.contains(" 0 disagreements"), "{told}");
+        told
     }
 
     pub async fn send(&self, request: reqwest::RequestBuilder) -> Answer {

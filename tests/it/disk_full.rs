@@ -72,13 +72,7 @@ async fn a_full_disk_refuses_and_loses_nothing() {
     acknowledged.push(refused);
     assert_eq!(app.check("u").await["reason"], "within_budget");
     // Another connection, in another process, sees every acknowledged row once.
-    let verify = Command::new(env!("CARGO_BIN_EXE_spendgate"))
-        .arg("verify")
-        .env("DATABASE_URL", format!("sqlite:{}", app.database().display()))
-        .current_dir(app.folder.path())
-        .output()
-        .unwrap();
-    let told = String::from_utf8(verify.stdout).unwrap();
+    let told = app.verify();
     assert!(told.contains(&format!("{} entries", acknowledged.len() * 50)) && told.contains(" 0 disagreements"), "{told}");
     app.restart().await;
     for number in acknowledged {

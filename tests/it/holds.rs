@@ -1,7 +1,5 @@
 //! The two-phase way to spend: exact, once, and gone by itself.
 
-use std::process::Command;
-
 use chrono::TimeDelta;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
@@ -16,18 +14,6 @@ async fn daily(app: &TestApp, user: &str) -> (Value, Value, Value) {
     let answer = app.check(user).await;
     let budget = &answer["budgets"][0];
     (answer["action"].clone(), budget["spent"].clone(), budget["held"].clone())
-}
-
-fn verify(app: &TestApp) -> String {
-    let output = Command::new(env!("CARGO_BIN_EXE_spendgate"))
-        .arg("verify")
-        .env("DATABASE_URL", format!("sqlite:{}", app.database().display()))
-        .current_dir(app.folder.path())
-        .output()
-        .unwrap();
-    let told = String::from_utf8(output.stdout).unwrap();
-    assert_eq!(output.status.success(), told.contains(" 0 disagreements"), "{told}");
-    told
 }
 
 #[tokio::test]
@@ -59,7 +45,7 @@ async fn a_hold_reserves_and_a_capture_settles_what_was_really_spent() {
         assert_eq!(daily(app, "u").await, (json!("BLOCK"), json!(0.13), json!(0)));
         app.restart().await;
         assert_eq!(daily(app, "u").await, (json!("BLOCK"), json!(0.13), json!(0)));
-        assert!(verify(app).contains(" 0 disagreements"));
+        assert!(app.verify().contains(" 0 disagreements"));
     })
     .await;
 }
@@ -222,7 +208,7 @@ async fn sixty_four_at_once_never_pass_a_limit_and_reach_it() {
         let posts = (0..64).map(|number| app.post("/v1/holds", ask(&format!("all-{number}"), &rich(number), 0.05)));
         let admitted = join_all(posts).await.iter().filter(|answer| answer.ok()["hold"].is_object()).count();
         assert_eq!(admitted, 30);
-        assert!(verify(app).contains(" 0 disagreements"));
+        assert!(app.verify().contains(" 0 disagreements"));
     })
     .await;
 }
@@ -319,10 +305,10 @@ async fn a_correction_takes_back_what_is_booked_and_is_audited() {
         let pool = sqlx::SqlitePool::connect_with(sqlx::sqlite::SqliteConnectOptions::new().filename(app.database())).await.unwrap();
         let reasons: Vec<String> = sqlx::query_scalar("SELECT reason FROM audit").fetch_all(&pool).await.unwrap();
         assert_eq!(reasons, ["double billing"]);
-        assert!(verify(app).contains(" 0 disagreements"));
+        assert!(app.verify().contains(" 0 disagreements"));
         sqlx::query("UPDATE users SET spent = spent + 1").execute(&pool).await.unwrap();
         sqlx::query("DELETE FROM usage WHERE kind = 'correction'").execute(&pool).await.unwrap();
-        let told = verify(app);
+        let told = app.verify();
         assert!(told.contains("lifetime spend of user u: the counter says 60000001 in 2 entries, its rows make 100000000 in 1 entries"), "{told}");
     })
     .await;

@@ -1,7 +1,5 @@
 //! Old rows go, their sums stay.
 
-use std::process::Command;
-
 use chrono::TimeDelta;
 use serde_json::{Value, json};
 
@@ -53,13 +51,7 @@ async fn rows_older_than_the_days_to_keep_are_rolled_into_daily_sums_and_every_s
         assert_eq!(app.user("u").await["lifetime"], json!({"spent": 0.051, "entries": 32}));
         assert_eq!(app.get("/v1/accounts/acme").await.ok()["lifetime"], json!({"spent": 0.051, "entries": 32}));
         assert_eq!(app.post("/v1/usage", &late).await.ok()["repeated"], true);
-        let verify = Command::new(env!("CARGO_BIN_EXE_spendgate"))
-            .arg("verify")
-            .env("DATABASE_URL", format!("sqlite:{}", app.database().display()))
-            .current_dir(app.folder.path())
-            .output()
-            .unwrap();
-        let told = String::from_utf8(verify.stdout).unwrap();
+        let told = app.verify();
         assert!(told.contains(" 0 disagreements"), "{told}");
         app.stop().await;
     }
