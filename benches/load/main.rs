@@ -156,6 +156,7 @@ async fn compare(args: Compare) -> Result<()> {
     for round in 0..=args.rounds {
         for (place, (_, address, load)) in turns.iter().enumerate() {
             let report = client::run(*address, load, args.connections, Pace::Closed, Duration::from_secs(args.seconds)).await?;
+            service.rest().await?;
             // The first round warms up.
             if 0 < round {
                 rates[place].push(report.rate());
@@ -182,7 +183,6 @@ async fn compare(args: Compare) -> Result<()> {
 async fn known(args: Known) -> Result<()> {
     let service = Service::start()?;
     service.meet(1000).await?;
-    let few = service.resident()?;
     let bare = Bare::start()?;
     let time = Duration::from_secs(5);
     let (mut of_few, mut of_many) = (Vec::new(), Vec::new());
@@ -191,9 +191,12 @@ async fn known(args: Known) -> Result<()> {
         let base = rate(bare.address, Load::bare()).await?;
         of_few.push(rate(service.address, Load::check(&service.key, 1000)).await? / base);
     }
+    // What is there once (caches of the database, the filter of ids, room for what is pending) is there with a quarter of them too.
+    service.meet(args.users / 4).await?;
+    let few = service.resident()?;
     service.meet(args.users).await?;
-    let many = service.resident()?;
-    println!("{} bytes in memory for each of {} users", many.saturating_sub(few) / args.users as u64, args.users);
+    let more = service.resident()?.saturating_sub(few) / (args.users - args.users / 4) as u64;
+    println!("{more} bytes in memory for each user more, up to {}; {} MB with a quarter of them", args.users, few >> 20);
     for _ in 0..3 {
         let base = rate(bare.address, Load::bare()).await?;
         of_many.push(rate(service.address, Load::check(&service.key, args.hot)).await? / base);

@@ -130,6 +130,13 @@ impl Service {
         Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
     }
 
+    /// Waits until nothing of an earlier turn is left to do: a list is answered when the tables have what is durable.
+    pub async fn rest(&self) -> Result<()> {
+        let request = reqwest::Client::new().get(format!("http://{}/v1/users?limit=1", self.address)).bearer_auth(KEY);
+        request.send().await?.error_for_status()?;
+        Ok(())
+    }
+
     /// Makes `user-0` to `user-{users - 1}` known, a thousand in a request.
     pub async fn meet(&self, users: usize) -> Result<()> {
         // The client wants a TLS provider also where it does not speak TLS; a second call finds it installed.

@@ -1,4 +1,6 @@
 //! What is counted against limits, for one user or for all together: the spend of the windows that are open, and what is held.
+//!
+//! There is one for every user that memory knows, so what few of them have (holds, a subscription's own window) stands apart.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -24,12 +26,9 @@ pub fn days_of_calendar(now: DateTime<Utc>) -> (i64, i64) {
     (first.unwrap_or_default(), end.unwrap_or(i64::MAX))
 }
 
-/// The spend of one window.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Counter {
-    period: Period,
-    window: Window,
-    spent: Money,
+/// The day on which a window begins. Every time that `chrono` knows is within 100 million days of 1970.
+fn first_day(window: Window) -> i32 {
+    i32::try_from(day(window.start)).unwrap_or(i32::MIN)
 }
 
 /// A promise that is not kept yet.
@@ -45,8 +44,19 @@ pub struct OpenHold {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Book {
     as_of: DateTime<Utc>,
-    open: Vec<Counter>,
+    /// The windows that are open, in the order of [`CALENDAR`], each told by its first day.
+    first_days: [i32; CALENDAR.len()],
+    spent: [Money; CALENDAR.len()],
     total: Money,
+    /// `None` where there is nothing of it.
+    rest: Option<Box<Rest>>,
+}
+
+/// What most books do not have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Rest {
+    /// The windows of subscriptions, which days do not tell.
+    billing: Vec<(Window, Money)>,
     holds: BTreeMap<(DateTime<Utc>, Arc<str>), Money>,
     /// Where in `holds` each one is: whoever ends a hold need not know to the last digit when it would have expired.
     expiries: HashMap<Arc<str>, DateTime<Utc>>,
@@ -57,15 +67,13 @@ pub struct Book {
 impl Book {
     /// The calendar's windows at `now`, from sums by day that cover them, and the holds that are open and not expired.
     pub fn new(now: DateTime<Utc>, days: &SpentByDay, total: Money, holds: impl IntoIterator<Item = OpenHold>) -> Self {
-        let open = CALENDAR.map(|period| {
-            let window = period.window(now, None);
+        let windows = CALENDAR.map(|period| period.window(now, None));
+        let spent = windows.map(|window| {
             let (first, end) = (day(window.start), window.end.map_or(i64::MAX, day));
             let within = days.iter().filter(|(day, _)| first <= **day && **day < end);
-            let spent = within.fold(Money::ZERO, |sum, (_, spent)| sum.saturating_add(*spent));
-            Counter { period, window, spent }
+            within.fold(Money::ZERO, |sum, (_, spent)| sum.saturating_add(*spent))
         });
-        let mut book =
-            Self { as_of: now, open: open.to_vec(), total, holds: BTreeMap::new(), expiries: HashMap::new(), promised: Money::ZERO };
+        let mut book = Self { as_of: now, first_days: windows.map(first_day), spent, total, rest: None };
         for hold in holds {
             book.hold(&hold);
         }
@@ -74,26 +82,35 @@ impl Book {
 
     /// The window of a subscription, which sums by day alone do not give.
     pub fn count_billing(&mut self, window: Window, spent: Money) {
-        self.open.push(Counter { period: Period::Billing, window, spent });
+        self.rest.get_or_insert_default().billing.push((window, spent));
     }
 
     pub fn total(&self) -> Money {
         self.total
     }
 
-    /// `None` where the store must be asked: another window is open at `now`.
+    /// `window` is one of this period's. `None` where the store must be asked: another one was open when this was read.
     pub fn spent(&self, period: Period, window: Window) -> Option<Money> {
-        if period == Period::Total {
-            return Some(self.total);
+        match period {
+            Period::Total => Some(self.total),
+            Period::Billing => {
+                let billing = &self.rest.as_ref()?.billing;
+                billing.iter().find(|(counted, _)| *counted == window).map(|(_, spent)| *spent)
+            }
+            Period::Daily | Period::Weekly | Period::Monthly => {
+                let place = CALENDAR.iter().position(|counted| *counted == period)?;
+                let counted = *self.first_days.get(place)? == first_day(window);
+                self.spent.get(place).copied().filter(|_| counted)
+            }
         }
-        self.open.iter().find(|counter| counter.period == period && counter.window == window).map(|counter| counter.spent)
     }
 
     /// What is promised to calls that are still running at `now`.
     pub fn held(&self, now: DateTime<Utc>) -> Money {
-        let expired = self.holds.iter().take_while(|((expires_at, _), _)| *expires_at <= now);
+        let Some(rest) = &self.rest else { return Money::ZERO };
+        let expired = rest.holds.iter().take_while(|((expires_at, _), _)| *expires_at <= now);
         let expired: i128 = expired.map(|(_, amount)| i128::from(amount.nanos())).sum();
-        self.promised.less(expired)
+        rest.promised.less(expired)
     }
 
     /// Every budget of `budgets`, `seats` times over, at `now`; `None` where the store must be asked.
@@ -128,39 +145,65 @@ impl Book {
 
     fn change(&mut self, time: DateTime<Utc>, change: impl Fn(Money) -> Money) {
         self.total = change(self.total);
-        for counter in self.open.iter_mut().filter(|counter| counter.window.contains(time)) {
-            counter.spent = change(counter.spent);
+        for ((period, counted), spent) in CALENDAR.iter().zip(self.first_days).zip(&mut self.spent) {
+            if counted == first_day(period.window(time, None)) {
+                *spent = change(*spent);
+            }
+        }
+        let billing = self.rest.iter_mut().flat_map(|rest| &mut rest.billing);
+        for (_, spent) in billing.filter(|(window, _)| window.contains(time)) {
+            *spent = change(*spent);
         }
     }
 
     /// Whether `amount` more can be held at all.
     pub fn can_hold(&self, amount: Money) -> bool {
-        self.promised.checked_add(amount).is_some()
+        self.rest.as_ref().is_none_or(|rest| rest.promised.checked_add(amount).is_some())
     }
 
     /// The caller has asked [`Book::can_hold`].
     pub fn hold(&mut self, hold: &OpenHold) {
-        self.end_hold(&hold.id);
-        self.promised = self.promised.saturating_add(hold.amount);
-        self.holds.insert((hold.expires_at, hold.id.clone()), hold.amount);
-        self.expiries.insert(hold.id.clone(), hold.expires_at);
+        let rest = self.rest.get_or_insert_default();
+        rest.end_hold(&hold.id);
+        rest.promised = rest.promised.saturating_add(hold.amount);
+        rest.holds.insert((hold.expires_at, hold.id.clone()), hold.amount);
+        rest.expiries.insert(hold.id.clone(), hold.expires_at);
     }
 
     /// Ends a hold; one that is not here had expired.
     pub fn end_hold(&mut self, id: &Arc<str>) {
+        if let Some(rest) = &mut self.rest {
+            rest.end_hold(id);
+        }
+    }
+
+    /// Forgets what has expired by `now`, and with it how things stood before.
+    pub fn prune(&mut self, now: DateTime<Utc>) {
+        if let Some(rest) = &mut self.rest {
+            rest.prune(now);
+        }
+        self.rest.take_if(|rest| rest.is_empty());
+        self.as_of = self.as_of.max(now);
+    }
+}
+
+impl Rest {
+    fn end_hold(&mut self, id: &Arc<str>) {
         let Some(expires_at) = self.expiries.remove(id) else { return };
         if let Some(amount) = self.holds.remove(&(expires_at, id.clone())) {
             self.promised = self.promised.less(i128::from(amount.nanos()));
         }
     }
 
-    /// Forgets what has expired by `now`, and with it how things stood before.
-    pub fn prune(&mut self, now: DateTime<Utc>) {
+    fn prune(&mut self, now: DateTime<Utc>) {
         while let Some(((_, id), _)) = self.holds.first_key_value().filter(|((expires_at, _), _)| *expires_at <= now) {
             let id = id.clone();
             self.end_hold(&id);
         }
-        self.as_of = self.as_of.max(now);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.billing.is_empty() && self.holds.is_empty()
     }
 }
 

@@ -2,6 +2,7 @@
 //! callers before one commit.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
@@ -18,7 +19,8 @@ use super::user::{AccountId, Profile, Standing, UserId};
 /// One user, as far as the ledger needs him.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Payer {
-    pub profile: Profile,
+    /// One for all of whom nothing is known: most users have none of their own.
+    pub profile: Arc<Profile>,
     /// Whether the store knows him at all.
     pub exists: bool,
     pub entries: i64,

@@ -30,7 +30,7 @@ fn catalogue() -> Catalogue {
 
 fn ledger() -> Ledger {
     let book = || Book::new(at(0), &SpentByDay::new(), Money::ZERO, []);
-    let payer = || Payer { profile: Profile::default(), exists: false, entries: 0, book: book() };
+    let payer = || Payer { profile: Profile::default().shared(), exists: false, entries: 0, book: book() };
     Ledger {
         booked: HashMap::new(),
         holds: HashMap::new(),

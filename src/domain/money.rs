@@ -1,6 +1,6 @@
 //! Whole nano-dollars.
 
-use std::fmt::{self, Write};
+use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error as _};
 use serde::ser::{Error as _, Serialize, Serializer};
@@ -11,6 +11,9 @@ pub const NANOS_PER_DOLLAR: i64 = 1_000_000_000;
 
 /// The largest amount that a single record or limit may have: one billion dollars. Nine of them still fit an `i64`.
 const MAX_NANOS: i64 = 1_000_000_000 * NANOS_PER_DOLLAR;
+
+/// The same, for what has no sign.
+const DECIMALS: u64 = 1_000_000_000;
 
 /// `9223372036.854775807`
 const DECIMAL_BYTES_MAX: usize = 20;
@@ -104,16 +107,38 @@ impl Money {
     /// The shortest decimal text: `0`, `0.1`, `29`, `0.000000001`. [`Money::parse`] reads it back as the same amount,
     /// where it is not larger than one amount may be.
     pub fn decimal(self) -> String {
-        let (whole, nanos) = (self.0 / NANOS_PER_DOLLAR, self.0 % NANOS_PER_DOLLAR);
-        let mut text = String::with_capacity(DECIMAL_BYTES_MAX);
-        // Writing to a string does not fail.
-        let _ = write!(text, "{whole}");
-        if nanos != 0 {
-            let _ = write!(text, ".{nanos:09}");
-            text.truncate(text.trim_end_matches('0').len());
-        }
-        text
+        self.with_decimal(str::to_owned)
     }
+
+    /// [`Money::decimal`] without a place of its own in memory: a check writes a dozen of them.
+    fn with_decimal<T>(self, take: impl FnOnce(&str) -> T) -> T {
+        let mut digits = [b'0'; DECIMAL_BYTES_MAX];
+        let (mut whole, mut nanos) = (self.0.unsigned_abs() / DECIMALS, self.0.unsigned_abs() % DECIMALS);
+        let point = DECIMAL_BYTES_MAX - 10;
+        let mut end = if nanos == 0 { point } else { point + 10 };
+        for place in (point + 1..end).rev() {
+            digits[place] = digit(nanos);
+            nanos /= 10;
+        }
+        while end != point && digits[end - 1] == b'0' {
+            end -= 1;
+        }
+        digits[point] = b'.';
+        let mut start = point - 1;
+        digits[start] = digit(whole);
+        whole /= 10;
+        while whole != 0 {
+            start -= 1;
+            digits[start] = digit(whole);
+            whole /= 10;
+        }
+        take(str::from_utf8(&digits[start..end]).unwrap_or("0"))
+    }
+}
+
+/// The last decimal digit.
+fn digit(of: u64) -> u8 {
+    b"0123456789"[usize::try_from(of % 10).unwrap_or_default()]
 }
 
 /// `$0.10`, `$29.00`, `$0.000000001`: at least two decimals, for people.
@@ -129,7 +154,7 @@ impl fmt::Display for Money {
 /// A JSON number, written from the decimal text.
 impl Serialize for Money {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        RawValue::from_string(self.decimal()).map_err(S::Error::custom)?.serialize(serializer)
+        self.with_decimal(|text| serde_json::from_str::<&RawValue>(text).map_err(S::Error::custom)?.serialize(serializer))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Periods and their half-open windows. All calendar windows are in UTC, so daylight saving time does not exist here.
 
-use chrono::{DateTime, Datelike, Days, Months, NaiveDate, NaiveTime, SecondsFormat, Utc};
+use chrono::{DateTime, Datelike, Days, Months, NaiveDate, NaiveTime, SecondsFormat, Timelike, Utc};
 use serde::{Deserialize, Serialize};
 
 /// How often a budget begins anew.
@@ -107,9 +107,27 @@ fn between(start: NaiveDate, end: Option<NaiveDate>) -> Window {
     Window { start: midnight(start), end: end.map(midnight) }
 }
 
-/// RFC 3339 with whole seconds, as in `2026-01-06T00:00:00Z`.
+/// RFC 3339, with whole seconds where there are no more, as in `2026-01-06T00:00:00Z`.
 pub fn rfc3339(at: DateTime<Utc>) -> String {
-    at.to_rfc3339_opts(SecondsFormat::AutoSi, true)
+    with_rfc3339(at, str::to_owned)
+}
+
+/// [`rfc3339`] without a place of its own in memory: a check writes one for each budget.
+pub fn with_rfc3339<T>(at: DateTime<Utc>, take: impl FnOnce(&str) -> T) -> T {
+    let (date, time) = (at.date_naive(), at.time());
+    let four_digits = u32::try_from(date.year()).ok().filter(|year| *year <= 9999);
+    let Some(year) = four_digits.filter(|_| time.nanosecond() == 0) else {
+        return take(&at.to_rfc3339_opts(SecondsFormat::AutoSi, true));
+    };
+    let mut text = *b"0000-00-00T00:00:00Z";
+    let parts = [(0, year / 100), (2, year % 100), (5, date.month()), (8, date.day())];
+    let parts = parts.into_iter().chain([(11, time.hour()), (14, time.minute()), (17, time.second())]);
+    for (place, number) in parts {
+        for (place, digit) in [(place, number / 10), (place + 1, number % 10)] {
+            text[place] = b"0123456789"[usize::try_from(digit).unwrap_or_default()];
+        }
+    }
+    take(str::from_utf8(&text).unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -153,6 +171,14 @@ mod tests {
         assert_eq!(BillingPeriod::new(start, start), None);
         assert_eq!(BillingPeriod::new(start, time("2026-01-01T00:00:00Z")), None);
         assert_eq!(BillingPeriod::new(start, time("9999-12-31T23:59:59Z")), None);
+    }
+
+    proptest! {
+        #[test]
+        fn a_moment_is_written_as_chrono_writes_it(at in -70_000_000_000_000_i64..260_000_000_000_000, whole in proptest::bool::ANY) {
+            let at = DateTime::from_timestamp_millis(if whole { at / 1000 * 1000 } else { at }).unwrap_or_default();
+            prop_assert_eq!(rfc3339(at), at.to_rfc3339_opts(SecondsFormat::AutoSi, true));
+        }
     }
 
     fn moments() -> impl Strategy<Value = DateTime<Utc>> {

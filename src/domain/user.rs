@@ -2,7 +2,7 @@
 
 use std::borrow::Borrow;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -127,7 +127,15 @@ pub struct Standing<'c> {
     pub seats: u64,
 }
 
+/// The profile of everybody of whom nothing is known.
+static UNKNOWN: LazyLock<Arc<Profile>> = LazyLock::new(Arc::default);
+
 impl Profile {
+    /// The same place in memory for all of whom nothing is known.
+    pub fn shared(self) -> Arc<Self> {
+        if self == **UNKNOWN { UNKNOWN.clone() } else { Arc::new(self) }
+    }
+
     /// What the operator set by hand wins until it ends; then what Stripe's subscriptions grant; then the default tier.
     pub fn standing<'c>(&self, catalogue: &'c Catalogue, now: DateTime<Utc>) -> Standing<'c> {
         let grant = self.customer.grant(catalogue, now);

@@ -140,6 +140,10 @@ impl<T: DeserializeOwned> Params<T> {
     /// Reads what stands after the question mark.
     pub fn read(query: Option<&str>) -> Result<Self, Problem> {
         let query = query.unwrap_or_default();
+        // Keeping the path to a fault costs as much as reading, so it is kept only where there is one.
+        if let Ok(params) = serde_urlencoded::from_str(query) {
+            return Ok(Self(params));
+        }
         let deserializer = serde_urlencoded::Deserializer::new(form_urlencoded::parse(query.as_bytes()));
         let read = serde_path_to_error::deserialize(deserializer);
         read.map(Self).map_err(|error| named(&error.inner().to_string(), &error.path().to_string(), ""))

@@ -35,13 +35,15 @@ pub async fn payers(
         if catalogue.uses(Period::Billing) {
             let billing = stored.profile.standing(catalogue, now).grant.billing;
             let window = Period::Billing.window(now, billing);
-            let spent = match book.spent(Period::Monthly, window) {
-                Some(spent) if billing.is_none() => spent,
-                _ => ledger::spent_in(db, Spender::User(user), window).await?,
+            // Without a subscription it is the calendar's month.
+            let of_month = if billing.is_none() { book.spent(Period::Monthly, window) } else { None };
+            let spent = match of_month {
+                Some(spent) => spent,
+                None => ledger::spent_in(db, Spender::User(user), window).await?,
             };
             book.count_billing(window, spent);
         }
-        payers.insert(user.clone(), Payer { profile: stored.profile, exists, entries: stored.entries, book });
+        payers.insert(user.clone(), Payer { profile: stored.profile.shared(), exists, entries: stored.entries, book });
     }
     Ok(payers)
 }
