@@ -14,11 +14,13 @@ mod settle;
 pub mod verify;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{Sqlite, SqliteConnection};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
+use sqlx::{ConnectOptions, Connection as _, Row, Sqlite, SqliteConnection};
+use tokio::sync::Mutex;
 use tracing::warn;
 
 use crate::domain::operation::Fingerprint;
@@ -61,6 +63,8 @@ static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("migrations/sqlite")
 const READERS: u32 = 4;
 /// A negative number is KiB: the pages that random ids touch stay at hand, instead of SQLite's own two megabytes.
 const CACHE_KIB: &str = "-65536";
+/// Readers look up a few rows of one user each; what they share is in the kernel's cache.
+const CACHE_KIB_OF_READERS: &str = "-8192";
 /// Pages in the log before they are moved to their places: 64 MiB for the tables, since a page that many commits touch is moved once;
 /// less for the journal, since who commits while they are moved waits.
 const CHECKPOINT_PAGES: &str = "16384";
@@ -73,12 +77,45 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Batches of the journal that are read at once.
 const LEFT_AT_ONCE: i64 = 256;
 
+/// Moves a log's pages to their places, syncs them there, and empties the log. Answers whether somebody was in the way.
+const LEAVE_THE_LOG: &str = "PRAGMA wal_checkpoint(TRUNCATE)";
+
+/// A connection that does nothing but stay. The index of a file's log lives as long as somebody has the file open. Without it the next
+/// connection would read the log anew, and take for committed what a failed sync had left in the kernel's cache and nowhere else; and
+/// what is committed behind it would be lost with it.
+#[derive(Clone, Debug)]
+struct Anchor(Arc<Mutex<Option<SqliteConnection>>>);
+
+impl Anchor {
+    async fn drop_at(options: &SqliteConnectOptions) -> Result<Self, StoreError> {
+        let mut connection = options.connect().await?;
+        // The log is opened by the first who reads.
+        sqlx::query("SELECT COUNT(*) FROM sqlite_schema").fetch_one(&mut connection).await?;
+        Ok(Self(Arc::new(Mutex::new(Some(connection)))))
+    }
+
+    /// To be called before the last other connection goes, which brings the log to its place.
+    async fn weigh(&self) {
+        if let Some(connection) = self.0.lock().await.take() {
+            // It has written nothing.
+            let _ = connection.close().await;
+        }
+    }
+}
+
+/// Whether [`LEAVE_THE_LOG`] did what it was asked.
+fn was_left(row: Option<&SqliteRow>) -> Result<bool, StoreError> {
+    let busy: i64 = row.ok_or_else(|| corrupt("a checkpoint answers in one row"))?.try_get("busy")?;
+    Ok(busy == 0)
+}
+
 /// The database.
 #[derive(Clone, Debug)]
 pub struct Store {
     readers: SqlitePool,
     writer: SqlitePool,
     journal: Journal,
+    anchor: Anchor,
 }
 
 impl Store {
@@ -103,9 +140,10 @@ impl Store {
         };
         let writer = pool(1).connect_with(options.clone()).await?;
         MIGRATIONS.run(&writer).await?;
-        let readers = pool(READERS).connect_with(options).await?;
+        let anchor = Anchor::drop_at(&options).await?;
+        let readers = pool(READERS).connect_with(options.pragma("cache_size", CACHE_KIB_OF_READERS)).await?;
         let journal = Journal::open(file(&journal_path(path), CHECKPOINT_PAGES_OF_JOURNAL)).await?;
-        let store = Self { readers, writer, journal };
+        let store = Self { readers, writer, journal, anchor };
         store.settle_what_is_left().await?;
         Ok(store)
     }
@@ -163,7 +201,19 @@ impl Store {
         Ok(self.journal.ends().await?.map_or(settled, |(_, last)| last.max(settled)))
     }
 
+    /// Leaves nothing in the logs that an earlier process wrote. It may have been killed after a sync had failed: then the end of a log
+    /// is in the kernel's cache only, and what we would commit behind it would be lost with it. To be called by whoever owns the files.
+    pub async fn leave_the_logs(&self) -> Result<(), StoreError> {
+        let mut connection = self.writer.acquire().await?;
+        let row = sqlx::query(LEAVE_THE_LOG).fetch_optional(&mut *connection).await?;
+        if !(was_left(row.as_ref())? && self.journal.leave_the_log().await?) {
+            warn!("another process reads beside us, so the logs could not be emptied at this start");
+        }
+        Ok(())
+    }
+
     pub async fn close(&self) {
+        self.anchor.weigh().await;
         self.journal.close().await;
         self.readers.close().await;
         self.writer.close().await;

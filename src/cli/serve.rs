@@ -43,6 +43,7 @@ impl Server {
         let (reads, lock) = (machine.clock.clone(), lock(&config.database)?);
         let clock: Clock = Arc::new(move || reads().trunc_subsecs(6));
         let store = Store::open(&config.database).await.with_context(|| format!("{} cannot be opened", config.database.display()))?;
+        store.leave_the_logs().await?;
         let new_admin_key = first_key(&store, config.admin_api_key.as_ref(), machine).await?;
         let listener = TcpListener::bind(config.listen_addr).await.map_err(|error| cannot_listen(config.listen_addr, error))?;
         let address = listener.local_addr()?;

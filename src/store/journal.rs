@@ -15,7 +15,7 @@ use sqlx::{ConnectOptions, Connection, Row, Sqlite, SqliteConnection};
 use tokio::sync::Mutex;
 
 use super::accounts::{account_id, money, user_id};
-use super::{StoreError, corrupt, from_micros, ledger, micros};
+use super::{Anchor, StoreError, corrupt, from_micros, ledger, micros};
 use crate::domain::changes::Changes;
 use crate::domain::operation::{Booked, Consumption, Correction, Entry, Fingerprint, Hold, HoldEnd};
 
@@ -43,11 +43,13 @@ pub struct Journal {
     /// One connection, and not in a pool: a pool asks a connection whether it is well before and after it lends it, and each question is
     /// as long on its way as a commit. After a failure it is thrown away, since SQLite may have rolled back by itself.
     connection: Arc<Mutex<Option<SqliteConnection>>>,
+    anchor: Anchor,
 }
 
 impl Journal {
     pub(super) async fn open(options: SqliteConnectOptions) -> Result<Self, StoreError> {
-        let journal = Self { options, connection: Arc::default() };
+        let anchor = Anchor::drop_at(&options).await?;
+        let journal = Self { options, connection: Arc::default(), anchor };
         for statement in SCHEMA {
             journal.write(sqlx::query(statement)).await?;
         }
@@ -55,6 +57,7 @@ impl Journal {
     }
 
     pub(super) async fn close(&self) {
+        self.anchor.weigh().await;
         if let Some(connection) = self.connection.lock().await.take() {
             // What was written is on the disk; a connection that does not close well changes nothing.
             let _ = connection.close().await;
@@ -107,6 +110,12 @@ impl Journal {
     /// Forgets what the tables have.
     pub async fn drop_through(&self, seq: i64) -> Result<(), StoreError> {
         self.write(sqlx::query(DROP).bind(seq)).await
+    }
+
+    /// Moves everything out of the log, as [`super::Store::leave_the_logs`] needs it.
+    pub(super) async fn leave_the_log(&self) -> Result<bool, StoreError> {
+        let rows = self.read(sqlx::query(super::LEAVE_THE_LOG)).await?;
+        super::was_left(rows.first())
     }
 
     /// Whether a write reaches the disk.
