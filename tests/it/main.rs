@@ -17,6 +17,8 @@ mod model;
 mod recorded_events;
 mod retention;
 mod stripe;
+mod stripe_client;
+mod stripe_setup;
 mod tidy;
 mod tiers_files;
 mod usage;
