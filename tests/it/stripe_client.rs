@@ -62,7 +62,7 @@ async fn answering(status: u16, body: impl Into<Vec<u8>>) -> (Client, Arc<Atomic
     let router = Router::new().fallback(move |_: Uri| {
         count.fetch_add(1, Ordering::Relaxed);
         let body = axum::body::Body::from(body.clone());
-        async move { axum::response::Response::builder().status(status).body(body).unwrap() }
+        async move { axum::response::Response::builder().status(status).header("location", "/elsewhere").body(body).unwrap() }
     });
     (client(KEY, &serve(router).await), asked)
 }
