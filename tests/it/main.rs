@@ -17,6 +17,7 @@ mod model;
 mod recorded_events;
 mod retention;
 mod stripe;
+mod stripe_cli;
 mod stripe_client;
 mod stripe_setup;
 mod tidy;
