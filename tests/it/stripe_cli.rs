@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use spendgate::fake_stripe::knobs::Fault;
 use spendgate::fake_stripe::{FakeStripe, Options, Portal, PriceSpec};
 use spendgate::stripe::client::{EndpointChange, Idempotency, WebhookEndpoint};
 use spendgate::stripe::registration::{API_VERSION, EVENTS};
@@ -106,6 +107,12 @@ async fn register_replaces_what_cannot_be_changed() {
     let found = stripe.endpoints().await;
     assert_eq!((found.len(), found[1].id.as_str(), found[0].api_version.as_deref()), (2, other.id.as_str(), Some(API_VERSION)));
     assert!(found[0].id != old.id);
+    // The secret of a new endpoint is told even where the old one then cannot be deleted.
+    stripe.fake.script(1, Fault::Forbidden, "DELETE /v1/webhook_endpoints");
+    let (code, out, err) = stripe.run(&["register", "--url", URL, "--replace"], &[]);
+    let made = stripe.endpoints().await.remove(0);
+    assert!(code == 1 && out.contains(&format!("STRIPE_WEBHOOK_SECRETS={}", stripe.fake.secrets(&made.id)[0])), "{out}{err}");
+    assert!(err.contains(&format!("{} cannot be deleted", found[0].id)), "{err}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -131,7 +138,7 @@ async fn doctor_finds_nothing_where_all_is_well() {
     stripe.register(&[]);
     let (code, out) = stripe.doctor(&[]);
     assert_eq!(code, 0, "{out}");
-    assert!(out.ends_with("0 faults, 0 warnings\n"), "{out}");
+    assert!(out.ends_with("faults: 0, warnings: 0\n"), "{out}");
     assert_eq!(lines(&out, "ok ").len(), 13, "{out}");
     for what in
         ["test mode, account acct_1Fake", "clock", "endpoint", "version", "secrets", "price_enterprise buys tier enterprise", "portal"]
@@ -166,7 +173,7 @@ async fn doctor_tells_of_every_fault_at_once_and_what_to_do() {
     }
     assert_eq!(lines(&out, "FAULT").len(), 12, "{out}");
     assert!(lines(&out, "warn")[0].contains("price_pro of tier pro is archived"), "{out}");
-    assert!(out.ends_with("12 faults, 1 warnings\n"), "{out}");
+    assert!(out.ends_with("faults: 12, warnings: 1\n"), "{out}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -53,7 +53,7 @@ pub async fn run(args: Args, machine: &Machine) -> anyhow::Result<ExitCode> {
         report.fault("stripe", error, todo);
     }
     let Report { faults, warnings } = report;
-    say(format_args!("{faults} faults, {warnings} warnings"));
+    say(format_args!("faults: {faults}, warnings: {warnings}"));
     Ok(if faults == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

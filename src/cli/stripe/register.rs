@@ -32,12 +32,16 @@ pub async fn run(args: Args, machine: &Machine) -> anyhow::Result<()> {
     let mut there: Vec<WebhookEndpoint> = there.into_iter().filter(|endpoint| posts_to(endpoint, &url)).collect();
     if args.replace || there.is_empty() {
         let (made, secret) = make(&client, &url, once).await?;
+        // Before anything else can fail: nobody will hear of it again.
+        show(&secret);
         for endpoint in &there {
             let gone = client.delete_webhook_endpoint(&endpoint.id).await;
             gone.with_context(|| format!("{} was made, but {} cannot be deleted: delete it in the dashboard", made.id, endpoint.id))?;
-            say(format_args!("{} is deleted", endpoint.id));
+            say(format_args!("{} is deleted, and its secret signs nothing any more", endpoint.id));
         }
-        show(&secret, !there.is_empty());
+        if !there.is_empty() {
+            say("Until the new secret is in place, events are refused, and Stripe sends them again.");
+        }
         return Ok(());
     }
     // Where there are several, the one to keep is of our version, and works.
@@ -57,12 +61,9 @@ async fn make(client: &Client, url: &Url, once: Idempotency<'_>) -> anyhow::Resu
     Ok((made, secret))
 }
 
-fn show(secret: &SigningSecret, replaced: bool) {
+fn show(secret: &SigningSecret) {
     say("Its secret is shown this once. Put it into the service's environment and start the service again:");
     say(format_args!("  STRIPE_WEBHOOK_SECRETS={}", secret.reveal()));
-    if replaced {
-        say("The secret of before signs nothing any more. Until the new one is in place, events are refused, and Stripe sends them again.");
-    }
 }
 
 /// Brings an endpoint to what is to be registered, as far as Stripe lets it be changed.
