@@ -7,6 +7,7 @@ mod keys;
 mod replay;
 pub mod serve;
 mod status;
+mod stripe;
 mod table;
 mod verify;
 
@@ -69,6 +70,9 @@ enum Command {
     Status(status::Args),
     /// Recompute every counter from the ledger's rows, and say whether they agree (1 where they do not).
     Verify,
+    /// Set the account at Stripe up for this service, and check it.
+    #[command(subcommand)]
+    Stripe(stripe::Command),
     /// Make, list and revoke API keys.
     #[command(subcommand)]
     Keys(keys::Keys),
@@ -95,6 +99,7 @@ impl Cli {
             Command::CheckConfig => check_config::run(&machine).map(|()| ExitCode::SUCCESS),
             Command::Status(args) => status::run(args, machine).await,
             Command::Verify => verify::run(&machine).await,
+            Command::Stripe(command) => stripe::run(command, &machine).await,
             Command::Keys(keys) => keys::run(keys, &machine).await.map(|()| ExitCode::SUCCESS),
         };
         done.unwrap_or_else(|error| {

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use crate::stripe::key::ApiKey;
 use crate::stripe::signature::Secret;
 
 /// An admin key given from outside must be as hard to guess as one of ours.
@@ -34,13 +35,20 @@ pub struct Config {
     pub public_url: Option<String>,
 }
 
-/// How Stripe is known. This version applies what events show and does not ask Stripe: the key says only which mode events
-/// must have.
+/// How Stripe is known. The service applies what events show and does not ask Stripe: there the key says only which mode events
+/// must have. `spendgate stripe` asks with it.
 #[derive(Clone, Debug)]
 pub struct StripeConfig {
-    /// `Some(true)`: a live key is set; `Some(false)`: one of a sandbox or of test mode.
-    pub livemode: Option<bool>,
+    pub api_key: Option<ApiKey>,
+    /// Without a slash at its end.
     pub api_base: String,
+}
+
+impl StripeConfig {
+    /// `Some(true)`: a live key is set; `Some(false)`: one of a sandbox or of test mode.
+    pub fn livemode(&self) -> Option<bool> {
+        self.api_key.as_ref().map(ApiKey::livemode)
+    }
 }
 
 /// A key given from outside. It is never shown.
@@ -77,7 +85,7 @@ impl Config {
             tiers_file: get("TIERS_FILE").map(PathBuf::from),
             webhook_secrets: webhook_secrets(get("STRIPE_WEBHOOK_SECRETS"))?,
             stripe: StripeConfig {
-                livemode: livemode(get("STRIPE_API_KEY"))?,
+                api_key: api_key(get("STRIPE_API_KEY"))?,
                 api_base: url("STRIPE_API_BASE", get("STRIPE_API_BASE"))?.unwrap_or_else(|| STRIPE_API_BASE.to_owned()),
             },
             retention_days: retention_days(get("RETENTION_DAYS"))?,
@@ -121,14 +129,8 @@ fn webhook_secrets(value: Option<String>) -> Result<Vec<Secret>, ConfigError> {
         .collect()
 }
 
-fn livemode(key: Option<String>) -> Result<Option<bool>, ConfigError> {
-    let Some(key) = key else { return Ok(None) };
-    match key.split('_').collect::<Vec<_>>().as_slice() {
-        ["sk" | "rk", "live", _, ..] => Ok(Some(true)),
-        ["sk" | "rk", "test", _, ..] => Ok(Some(false)),
-        ["pk", ..] => Err(fault("STRIPE_API_KEY", "is a publishable key (pk_); use a secret (sk_) or restricted (rk_) one")),
-        _ => Err(fault("STRIPE_API_KEY", "must begin with sk_live_, sk_test_, rk_live_ or rk_test_")),
-    }
+fn api_key(value: Option<String>) -> Result<Option<ApiKey>, ConfigError> {
+    value.map(|text| ApiKey::parse(&text).map_err(|why| fault("STRIPE_API_KEY", why.to_string()))).transpose()
 }
 
 fn retention_days(value: Option<String>) -> Result<Option<u32>, ConfigError> {
@@ -177,7 +179,7 @@ mod tests {
             let config = read(pairs).unwrap_or_else(|error| panic!("{error}"));
             assert_eq!(config.listen_addr.to_string(), "127.0.0.1:8080");
             assert_eq!(config.database, PathBuf::from("data/spendgate.db"));
-            assert!(config.webhook_secrets.is_empty() && config.stripe.livemode.is_none() && config.public_url.is_none());
+            assert!(config.webhook_secrets.is_empty() && config.stripe.api_key.is_none() && config.public_url.is_none());
         }
     }
 
@@ -197,6 +199,7 @@ mod tests {
         check("STRIPE_WEBHOOK_SECRETS", "whsec_good,wrong-one");
         check("STRIPE_API_KEY", "pk_live_123");
         check("STRIPE_API_KEY", "sk_something");
+        check("STRIPE_API_KEY", "sk_test_with a blank");
         check("STRIPE_API_BASE", "api.stripe.com/v1");
         check("RETENTION_DAYS", "34");
         check("RETENTION_DAYS", "never");
@@ -217,8 +220,8 @@ mod tests {
         let config = config.unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(config.database, PathBuf::from("/var/lib/spendgate/spendgate.db"));
         assert_eq!((config.webhook_secrets.len(), config.retention_days), (2, Some(90)));
-        assert_eq!(config.stripe.livemode, Some(false));
+        assert_eq!(config.stripe.livemode(), Some(false));
         assert_eq!(config.public_url.as_deref(), Some("https://spend.example.com"));
-        assert!(!format!("{config:?}").contains("whsec_a"));
+        assert!(!format!("{config:?}").contains("whsec_a") && !format!("{config:?}").contains("abc_def"));
     }
 }

@@ -59,7 +59,7 @@ pub async fn run(args: Args, machine: Machine) -> anyhow::Result<()> {
         tiers_file: None,
         admin_api_key: None,
         public_url: None,
-        stripe: StripeConfig { livemode: None, ..config.stripe },
+        stripe: StripeConfig { api_key: None, ..config.stripe },
         ..config
     };
     let server = start(config, &machine).await?;

@@ -55,7 +55,7 @@ impl Server {
             catalogue,
             keys: KeyRing::default(),
             webhook_secrets: config.webhook_secrets.clone(),
-            rules: Rules { livemode: config.stripe.livemode },
+            rules: Rules { livemode: config.stripe.livemode() },
             public_url: config.public_url.clone().unwrap_or_else(|| format!("http://{address}")),
             clock,
         });

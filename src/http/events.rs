@@ -14,7 +14,8 @@ use super::view::Moment;
 use super::{App, page};
 use crate::domain::subscription::Item;
 use crate::store::inbox::{self, Alert, EventState, Filter, Received};
-use crate::stripe::event::{Event, Shown};
+use crate::stripe::event::Event;
+use crate::stripe::subscription::Shown;
 use crate::sync::{self, ReplayError, Touched};
 
 #[derive(Debug, Serialize)]

@@ -4,17 +4,20 @@
 use chrono::{DateTime, Utc};
 use serde_json::{Map, Value};
 
-use crate::domain::subscription::{Item, Notice, Occasion, Snapshot, Status};
-
-/// The longest text that we keep of any field.
-const TEXT_BYTES_MAX: usize = 255;
-/// 9999-12-31T23:59:59Z, the last moment that RFC 3339 can write.
-const SECONDS_MAX: i64 = 253_402_300_799;
+use super::read::{NotAnId, id, metadata, reference, text, time};
+use super::subscription::{Shown, shown, snapshot};
+use crate::domain::subscription::{Notice, Occasion, Status};
 
 /// Why a body is not an event. The sentence says what would be right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the body is not a Stripe event: {0}")]
 pub struct NotAnEvent(pub &'static str);
+
+impl From<NotAnId> for NotAnEvent {
+    fn from(_: NotAnId) -> Self {
+        Self("it names a customer or subscription by what is not an id")
+    }
+}
 
 /// An event, as far as we act on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,22 +44,6 @@ pub struct Facts {
     /// Whom the object names as its user: metadata `user_id`, or a Checkout session's `client_reference_id`.
     pub user_hint: Option<String>,
     pub shown: Option<Shown>,
-}
-
-/// The subscription that an event shows, as it is written there.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Shown {
-    pub status: Option<String>,
-    pub items: Vec<Item>,
-    pub period_end: Option<DateTime<Utc>>,
-    pub cancel_at_period_end: bool,
-    pub cancel_at: Option<DateTime<Utc>>,
-    pub ended_at: Option<DateTime<Utc>>,
-    pub trial_end: Option<DateTime<Utc>>,
-    pub pause_collection: bool,
-    pub pending_update: bool,
-    /// Stripe did not send all items.
-    pub has_more_items: bool,
 }
 
 /// What an event is to us.
@@ -189,7 +176,8 @@ fn read_object(kind: &str, object: &Value, said_at: DateTime<Utc>) -> Result<(Fa
             facts.subscription.clone_from(&facts.object_id);
             facts.user_hint = metadata(object, "user_id");
             let shown = shown(object);
-            let snapshot = snapshot(kind, object, &shown, said_at);
+            let (status, occasion) = told(kind, &shown);
+            let snapshot = snapshot(object, &shown, (status, occasion), said_at);
             facts.shown = Some(shown);
             match (facts.customer.clone(), facts.subscription.clone()) {
                 (Some(customer), Some(subscription)) => {
@@ -233,77 +221,16 @@ fn read_object(kind: &str, object: &Value, said_at: DateTime<Utc>) -> Result<(Fa
     Ok((facts, content))
 }
 
-fn shown(object: &Map<String, Value>) -> Shown {
-    let items = items(object);
-    Shown {
-        status: text(object, "status"),
-        period_end: seconds(object, "current_period_end").or_else(|| items.iter().find_map(|item| item.period_end)),
-        items,
-        cancel_at_period_end: flag(object, "cancel_at_period_end"),
-        cancel_at: seconds(object, "cancel_at"),
-        ended_at: seconds(object, "ended_at"),
-        trial_end: seconds(object, "trial_end"),
-        pause_collection: object.get("pause_collection").is_some_and(Value::is_object),
-        pending_update: object.get("pending_update").is_some_and(Value::is_object),
-        has_more_items: object.get("items").and_then(Value::as_object).is_some_and(|items| flag(items, "has_more")),
-    }
-}
-
-fn snapshot(kind: &str, object: &Map<String, Value>, shown: &Shown, said_at: DateTime<Utc>) -> Snapshot {
-    let written = Status::from(shown.status.clone().unwrap_or_default());
-    let (status, occasion) = match kind {
+/// The status that an event tells, and on which occasion.
+fn told(kind: &str, shown: &Shown) -> (Status, Occasion) {
+    let written = shown.status();
+    match kind {
         // Old API versions delete a subscription while its status still reads `active`.
         "customer.subscription.deleted" if written != Status::IncompleteExpired => (Status::Canceled, Occasion::Change),
         "customer.subscription.created" => (written, Occasion::Creation),
         "customer.subscription.trial_will_end" => (written, Occasion::Announcement),
         _ => (written, Occasion::Change),
-    };
-    // Before 2025-03-31.basil the period stands on the subscription, since then on its items.
-    let (start, end) = (seconds(object, "current_period_start"), seconds(object, "current_period_end"));
-    let items = shown.items.iter().map(|item| Item {
-        period_start: item.period_start.or(start),
-        period_end: item.period_end.or(end),
-        ..item.clone()
-    });
-    Snapshot {
-        status,
-        occasion,
-        said_at,
-        items: items.collect(),
-        cancel_at: shown.cancel_at,
-        cancel_at_period_end: shown.cancel_at_period_end,
-        collection_paused: shown.pause_collection,
-        has_more_items: shown.has_more_items,
     }
-}
-
-fn items(object: &Map<String, Value>) -> Vec<Item> {
-    let listed = object.get("items").and_then(|items| items.get("data")).and_then(Value::as_array);
-    match listed {
-        Some(items) => items.iter().filter_map(Value::as_object).map(item).collect(),
-        // The oldest API versions have one plan, on the subscription itself.
-        None if object.get("plan").is_some_and(|plan| !plan.is_null()) => vec![item(object)],
-        None => Vec::new(),
-    }
-}
-
-fn item(line: &Map<String, Value>) -> Item {
-    let price = line.get("price").filter(|price| !price.is_null()).or_else(|| line.get("plan"));
-    let fields = price.and_then(Value::as_object);
-    Item {
-        price: price.and_then(named),
-        lookup_key: fields.and_then(|price| text(price, "lookup_key")),
-        metadata_tier: fields.and_then(|price| metadata(price, "tier")),
-        product: fields.and_then(|price| price.get("product")).and_then(named),
-        quantity: line.get("quantity").and_then(Value::as_u64),
-        period_start: seconds(line, "current_period_start"),
-        period_end: seconds(line, "current_period_end"),
-    }
-}
-
-/// A price or product, written as an id or as the object itself. Its id is an arbitrary text.
-fn named(value: &Value) -> Option<String> {
-    value.as_str().and_then(bounded).or_else(|| text(value.as_object()?, "id"))
 }
 
 /// At `parent.subscription_details.subscription` since basil, at `subscription` before.
@@ -313,58 +240,10 @@ fn invoice_subscription(object: &Map<String, Value>) -> Result<Option<String>, N
     Ok(since_basil.or(reference(object, "subscription")?))
 }
 
-/// A customer's or subscription's id, written as an id or as the object itself. `Err` where it is text but not an id: such a
-/// name would later be put into a path.
-fn reference(object: &Map<String, Value>, key: &str) -> Result<Option<String>, NotAnEvent> {
-    let value = match object.get(key) {
-        Some(Value::Object(expanded)) => expanded.get("id"),
-        value => value,
-    };
-    match value {
-        Some(Value::String(_)) => {
-            value.and_then(id).map(Some).ok_or(NotAnEvent("it names a customer or subscription by what is not an id"))
-        }
-        _ => Ok(None),
-    }
-}
-
-/// An id that can stand in a path: no slash, no query, no way up, no blank.
-fn id(value: &Value) -> Option<String> {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.@+:|".contains(&byte);
-    let text = value.as_str()?;
-    let good = !text.is_empty() && text.len() <= TEXT_BYTES_MAX && text.bytes().all(allowed) && !text.contains("..") && text != ".";
-    good.then(|| text.to_owned())
-}
-
-fn bounded(text: &str) -> Option<String> {
-    let good = !text.is_empty() && text.len() <= TEXT_BYTES_MAX && !text.chars().any(char::is_control);
-    good.then(|| text.to_owned())
-}
-
-fn text(object: &Map<String, Value>, key: &str) -> Option<String> {
-    object.get(key)?.as_str().and_then(bounded)
-}
-
-fn metadata(object: &Map<String, Value>, key: &str) -> Option<String> {
-    text(object.get("metadata")?.as_object()?, key)
-}
-
-fn flag(object: &Map<String, Value>, key: &str) -> bool {
-    object.get(key).and_then(Value::as_bool).unwrap_or(false)
-}
-
-fn seconds(object: &Map<String, Value>, key: &str) -> Option<DateTime<Utc>> {
-    object.get(key).and_then(time)
-}
-
-/// Unix seconds, forced into what RFC 3339 can write.
-fn time(value: &Value) -> Option<DateTime<Utc>> {
-    DateTime::from_timestamp(value.as_i64()?.clamp(0, SECONDS_MAX), 0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::subscription::Item;
 
     fn content(body: &str) -> Result<Content, NotAnEvent> {
         Event::from_json(body.as_bytes(), DateTime::default()).map(|event| event.content)
@@ -401,16 +280,6 @@ mod tests {
         assert_eq!(thin(r#"{"id":"cus_1","type":"customer"}"#), Ok(Content::Nudge { customer: Some("cus_1".to_owned()) }));
         assert_eq!(thin(r#"{"id":"sub_1","type":"subscription"}"#), Ok(Content::Nudge { customer: None }));
         assert_eq!(thin("null"), Ok(Content::Ignored));
-    }
-
-    #[test]
-    fn names_that_could_lead_elsewhere_are_not_ids() {
-        for name in ["", ".", "..", "a/b", "a?b", "a#b", "a b", "a%2fb", "a\\b", "x/../y", "é", "a\u{0}"] {
-            assert_eq!(id(&Value::from(name)), None, "{name}");
-        }
-        for name in ["cus_123", "ada@example.com", "small-monthly"] {
-            assert_eq!(id(&Value::from(name)).as_deref(), Some(name));
-        }
     }
 
     #[test]

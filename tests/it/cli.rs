@@ -15,13 +15,13 @@ fn spendgate(folder: &Path, args: &[&str], environment: &[(&str, &str)]) -> Comm
     command
 }
 
-fn run(folder: &Path, args: &[&str], environment: &[(&str, &str)]) -> (i32, String, String) {
+pub fn run(folder: &Path, args: &[&str], environment: &[(&str, &str)]) -> (i32, String, String) {
     let Output { status, stdout, stderr } = spendgate(folder, args, environment).output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (status.code().unwrap(), text(stdout), text(stderr))
 }
 
-fn folder() -> TempDir {
+pub fn folder() -> TempDir {
     tempfile::tempdir().unwrap()
 }
 

@@ -2,6 +2,7 @@
 
 use chrono::TimeDelta;
 use serde_json::{Value, json};
+use spendgate::stripe::key::ApiKey;
 use spendgate::stripe::signature::Secret;
 
 use crate::app::{Database, TIERS, TestApp, WEBHOOK_SECRET, on_each_database};
@@ -199,7 +200,7 @@ async fn metadata_of_a_subscription_binds_and_a_buyers_own_words_do_not() {
 #[tokio::test]
 async fn events_of_others_are_parked_with_an_alert() {
     let mut app = TestApp::start(Database::Sqlite, TIERS, |mut config| {
-        config.stripe.livemode = Some(true);
+        config.stripe.api_key = Some(ApiKey::parse("sk_live_of_the_tests").unwrap());
         config
     })
     .await;
