@@ -35,6 +35,7 @@ use crate::domain::catalogue::Catalogue;
 use crate::meter::{Clock, Meter};
 use crate::store::{Store, StoreError};
 use crate::stripe::signature::Secret;
+use crate::sync::asking::Asker;
 use crate::sync::{Rules, Touched};
 use auth::KeyRing;
 use error::{ErrorCode, Problem};
@@ -42,12 +43,14 @@ use error::{ErrorCode, Problem};
 /// What every door needs.
 pub struct App {
     pub store: Store,
-    pub meter: Meter,
+    pub meter: Arc<Meter>,
     pub catalogue: Arc<Catalogue>,
     pub keys: KeyRing,
     /// Empty: the webhook door says so and takes nothing.
     pub webhook_secrets: Vec<Secret>,
     pub rules: Rules,
+    /// Asks Stripe; `None` where events are applied as they show.
+    pub asker: Option<Arc<Asker>>,
     /// Where users reach this service; without a slash at its end.
     pub public_url: String,
     pub clock: Clock,
@@ -59,7 +62,8 @@ impl App {
     }
 
     /// Does what changes a user's record, and then lets memory forget him, to the end also where the caller goes away meanwhile:
-    /// a commit that memory did not hear of would never be seen. Where the outcome is unknown, memory forgets everybody.
+    /// a commit that memory did not hear of would never be seen. Where the outcome is unknown, memory forgets everybody. Whoever asks
+    /// Stripe looks whether there is something to ask.
     async fn change<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl Future<Output = Result<(T, Touched), StoreError>> + Send + 'static,
@@ -67,13 +71,21 @@ impl App {
         let app = self.clone();
         let done = tokio::spawn(async move {
             let done = work.await;
-            match &done {
-                Ok((_, Touched::Users(users))) => users.iter().for_each(|user| app.meter.forget(user)),
-                Ok((_, Touched::Many)) | Err(_) => app.meter.forget_all(),
+            forget(&app.meter, done.as_ref().map_or(&Touched::Many, |(_, touched)| touched));
+            if let Some(asker) = &app.asker {
+                asker.wake();
             }
             done
         });
         done.await.unwrap_or_else(|_| Err(StoreError::torn())).map(|(done, _)| done)
+    }
+}
+
+/// Lets memory forget whose record changed.
+pub fn forget(meter: &Meter, touched: &Touched) {
+    match touched {
+        Touched::Users(users) => users.iter().for_each(|user| meter.forget(user)),
+        Touched::Many => meter.forget_all(),
     }
 }
 

@@ -1,24 +1,31 @@
-//! The one place where Stripe's word becomes our record. Stripe is not asked: what an event shows is applied, guarded by
-//! `domain::subscription`, in the transaction that puts the event into the inbox.
+//! The one place where Stripe's word becomes our record.
+//!
+//! With an API key an event is a nudge: it is put into the inbox, the customer is asked about later, and Stripe's answer is what counts
+//! (`asking`). Without one, what an event shows is applied in the transaction that puts it into the inbox (`shown`).
 
-use std::fmt;
+pub mod asking;
+mod binding;
+mod shown;
 
 use chrono::{DateTime, Utc};
 use tracing::{info, warn};
 
 use crate::domain::catalogue::Catalogue;
-use crate::domain::subscription::{Change, Doubt, Notice};
-use crate::domain::user::{AccountId, UserId};
-use crate::store::accounts::{self, StoredCustomer};
+use crate::domain::subscription::Doubt;
+use crate::store::accounts::StoredCustomer;
 use crate::store::inbox::{self, Alert, Arrival, Effect, EventState};
+use crate::store::requests::{self, Subject, Ticket};
 use crate::store::{Connection, Store, StoreError};
 use crate::stripe::event::{Content, Event, NotAnEvent};
+pub use binding::{Owner, Touched, bind};
 
 /// What the events are judged by.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Rules {
     /// Whether events must be live (`Some(true)`) or test ones; `None` takes both.
     pub livemode: Option<bool>,
+    /// Whether Stripe is asked, and events are nudges.
+    pub asks: bool,
 }
 
 /// What became of a delivery.
@@ -28,9 +35,12 @@ pub struct Accepted {
     pub duplicate: bool,
     /// Whose record changed: what memory holds of them is stale.
     pub touched: Touched,
+    /// Whether Stripe is to be asked now.
+    pub nudged: bool,
 }
 
-/// Puts the event into the inbox and applies it, in one transaction. `Ok` means that both are on the disk.
+/// Puts the event into the inbox and applies it, or asks for its customer to be asked about, in one transaction. `Ok` means that it is
+/// on the disk.
 pub async fn accept(
     store: &Store,
     catalogue: &Catalogue,
@@ -40,17 +50,18 @@ pub async fn accept(
     now: DateTime<Utc>,
 ) -> Result<Accepted, StoreError> {
     let mut tx = store.begin().await?;
-    let customer = event.facts.customer.as_deref();
+    // Where only the subscription is named it stands in until Stripe says whose it is.
+    let customer = event.facts.customer.as_deref().or(event.facts.subscription.as_deref().filter(|_| rules.asks));
     let arrival = Arrival { event_id: &event.id, kind: &event.kind, customer, received_at: now, body };
     if !inbox::accept(tx.connection()?, arrival).await? {
         tx.commit().await?;
-        return Ok(Accepted { duplicate: true, touched: Touched::default() });
+        return Ok(Accepted { duplicate: true, touched: Touched::default(), nudged: false });
     }
-    let (effect, touched) = apply(tx.connection()?, catalogue, rules, event, now).await?;
-    inbox::settle(tx.connection()?, &event.id, &effect, now).await?;
+    let done = apply(tx.connection()?, catalogue, rules, event, now).await?;
+    inbox::settle(tx.connection()?, &event.id, &done.effect, done.nudge, now).await?;
     tx.commit().await?;
-    report(event, &effect);
-    Ok(Accepted { duplicate: false, touched })
+    report(event, &done.effect);
+    Ok(done.accepted())
 }
 
 /// Why an event cannot be replayed.
@@ -62,8 +73,8 @@ pub enum ReplayError {
     NotAnEvent(#[from] NotAnEvent),
 }
 
-/// Applies an event of the inbox again, as after a change of the catalogue or of a binding. `None` where there is no such
-/// event. The guards hold: a replay cannot bring back what is over.
+/// Applies an event of the inbox again, as after a change of the catalogue or of a binding, or after it was given up. `None` where there
+/// is no such event. The guards hold: a replay cannot bring back what is over.
 pub async fn replay(
     store: &Store,
     catalogue: &Catalogue,
@@ -77,89 +88,29 @@ pub async fn replay(
         return Ok(None);
     };
     let event = Event::from_json(&body, received.received_at)?;
-    let (effect, touched) = apply(tx.connection()?, catalogue, rules, &event, now).await?;
-    inbox::settle(tx.connection()?, event_id, &effect, now).await?;
+    let done = apply(tx.connection()?, catalogue, rules, &event, now).await?;
+    inbox::settle(tx.connection()?, event_id, &done.effect, done.nudge, now).await?;
     tx.commit().await?;
-    report(&event, &effect);
-    Ok(Some(Accepted { duplicate: false, touched }))
+    report(&event, &done.effect);
+    Ok(Some(done.accepted()))
 }
 
-/// Whom a customer pays for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Owner {
-    User(UserId),
-    Account(AccountId),
+/// What an event came to.
+struct Done {
+    effect: Effect,
+    touched: Touched,
+    /// Under which number its customer is asked about.
+    nudge: Option<Ticket>,
 }
 
-impl fmt::Display for Owner {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::User(user) => write!(f, "user `{user}`"),
-            Self::Account(account) => write!(f, "account `{account}`"),
-        }
-    }
-}
-
-fn owner(stored: &StoredCustomer) -> Option<Owner> {
-    stored.account.clone().map(Owner::Account).or_else(|| stored.user_id.clone().map(Owner::User))
-}
-
-/// Users of one account that are told apart; of a larger one it is quicker to read everybody again.
-const TOUCHED_MAX: i64 = 1000;
-
-/// Whose record changed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Touched {
-    Users(Vec<UserId>),
-    /// A large account, or nobody knows whom.
-    Many,
-}
-
-impl Default for Touched {
-    fn default() -> Self {
-        Self::Users(Vec::new())
-    }
-}
-
-impl Touched {
-    /// All users of an account.
-    pub async fn members(db: &mut Connection, account: &AccountId) -> Result<Self, StoreError> {
-        let users = accounts::members(db, account, "", TOUCHED_MAX).await?;
-        Ok(if i64::try_from(users.len()).is_ok_and(|users| users < TOUCHED_MAX) { Self::Users(users) } else { Self::Many })
+impl Done {
+    fn noted(effect: Effect) -> Self {
+        Self { effect, touched: Touched::default(), nudge: None }
     }
 
-    async fn of(db: &mut Connection, stored: &StoredCustomer) -> Result<Self, StoreError> {
-        match owner(stored) {
-            Some(Owner::Account(account)) => Self::members(db, &account).await,
-            Some(Owner::User(user)) => Ok(Self::Users(vec![user])),
-            None => Ok(Self::default()),
-        }
+    fn accepted(self) -> Accepted {
+        Accepted { duplicate: false, touched: self.touched, nudged: self.nudge.is_some() }
     }
-}
-
-/// Binds a customer in the same transaction as the caller's other changes; one that the owner had before is let go. `Err` names whom it
-/// is bound to already.
-pub async fn bind(db: &mut Connection, to: &Owner, customer: &str, now: DateTime<Utc>) -> Result<Result<(), Owner>, StoreError> {
-    let mut stored = accounts::customer(db, customer).await?.unwrap_or_default();
-    match owner(&stored) {
-        Some(other) if other != *to => return Ok(Err(other)),
-        Some(_) => return Ok(Ok(())),
-        None => {}
-    }
-    match to {
-        Owner::User(user) => {
-            accounts::meet(db, user, now).await?;
-            accounts::release_customer(db, user).await?;
-            stored.user_id = Some(user.clone());
-        }
-        Owner::Account(account) => {
-            accounts::make_account(db, account, now).await?;
-            accounts::release_customer_of_account(db, account).await?;
-            stored.account = Some(account.clone());
-        }
-    }
-    accounts::put_customer(db, customer, &stored, now).await?;
-    Ok(Ok(()))
 }
 
 async fn apply(
@@ -168,139 +119,68 @@ async fn apply(
     rules: &Rules,
     event: &Event,
     now: DateTime<Utc>,
-) -> Result<(Effect, Touched), StoreError> {
+) -> Result<Done, StoreError> {
     if let Some(account) = &event.account {
         let detail = format!("the event belongs to the connected account {account}; only our own account's events are applied");
-        return Ok((parked("other_account", detail), Touched::default()));
+        return Ok(Done::noted(parked("other_account", detail)));
     }
     if rules.livemode.is_some_and(|livemode| livemode != event.livemode) {
         let detail = format!("the event's livemode is {}, and STRIPE_API_KEY is of the other mode", event.livemode);
-        return Ok((parked("other_mode", detail), Touched::default()));
+        return Ok(Done::noted(parked("other_mode", detail)));
     }
     let plain = |state: EventState, sentence: &str| Effect { state, sentence: sentence.to_owned(), alerts: Vec::new() };
-    let effect = match &event.content {
-        Content::Notice { customer, notice } => return notice_of(db, catalogue, event, customer, Some(notice), now).await,
-        Content::Mapping { customer } => return notice_of(db, catalogue, event, customer, None, now).await,
-        Content::Nudge { .. } => plain(EventState::Noted, "The subscription's own event says what changed; nothing to do."),
-        Content::Catalogue => plain(EventState::Noted, "A price or product changed at Stripe; tiers.yaml says what it buys."),
+    let (customer, notice) = match &event.content {
+        Content::Notice { customer, notice } => (Some(customer), Some(notice)),
+        Content::Mapping { customer } => (Some(customer), None),
+        Content::Nudge { customer } => (customer.as_ref(), None),
+        Content::Catalogue => {
+            let effect = plain(EventState::Noted, "A price or product changed at Stripe; tiers.yaml says what it buys.");
+            return Ok(Done::noted(effect));
+        }
         Content::Alert => {
             let detail = format!("{}: money went back or is disputed; no tier changes by itself", event.kind);
-            Effect { alerts: vec![alert("money_returned", detail)], ..plain(EventState::Noted, "Noted; no tier changes by itself.") }
+            let effect = plain(EventState::Noted, "Noted; no tier changes by itself.");
+            return Ok(Done::noted(Effect { alerts: vec![alert("money_returned", detail)], ..effect }));
         }
         Content::Unreadable(why) => {
             let detail = format!("{}: {why}", event.kind);
-            Effect { alerts: vec![alert("unreadable_event", detail)], ..plain(EventState::Unreadable, why) }
+            let effect = plain(EventState::Unreadable, why);
+            return Ok(Done::noted(Effect { alerts: vec![alert("unreadable_event", detail)], ..effect }));
         }
-        Content::Ignored => plain(EventState::Ignored, "Not of a kind that concerns us."),
+        Content::Ignored => return Ok(Done::noted(plain(EventState::Ignored, "Not of a kind that concerns us."))),
     };
-    Ok((effect, Touched::default()))
-}
-
-/// Applies what an event says of a customer, and binds the customer where the event may say to whom.
-async fn notice_of(
-    db: &mut Connection,
-    catalogue: &Catalogue,
-    event: &Event,
-    customer: &str,
-    notice: Option<&Notice>,
-    now: DateTime<Utc>,
-) -> Result<(Effect, Touched), StoreError> {
-    let before = accounts::customer(db, customer).await?.unwrap_or_default();
-    let mut alerts = Vec::new();
-    let hint = trusted_hint(event, &mut alerts);
-    let user_id = bound(db, &before, customer, hint, &mut alerts, now).await?;
-    let account = before.account.clone();
-    let (state, change) = match notice {
-        Some(notice) => before.state.after(notice, catalogue, now),
-        None => (before.state.clone(), Change::Latest),
-    };
-    if let Some(Notice::Subscription { subscription, .. }) = notice {
-        alerts.extend(state.doubts(subscription, catalogue).iter().map(|doubt| doubt_alert(subscription, doubt)));
+    if rules.asks {
+        let subscription = || event.facts.subscription.clone().map(Subject::Subscription);
+        if let Some(subject) = customer.cloned().map(Subject::Customer).or_else(subscription) {
+            let nudge = requests::raise(db, &subject, now).await?;
+            let effect = plain(EventState::Queued, "Stripe is asked about it.");
+            return Ok(Done { effect, touched: Touched::default(), nudge: Some(nudge) });
+        }
+        return Ok(Done::noted(plain(EventState::Noted, "It names nobody about whom Stripe could be asked.")));
     }
-    let after = StoredCustomer { account, user_id, state };
-    if after != before || notice.is_none() {
-        accounts::put_customer(db, customer, &after, now).await?;
-    }
-    let sentence = sentence(catalogue, event, customer, &before, &after, change, now);
-    let touched = Touched::of(db, &after).await?;
-    let state = match (change, owner(&after)) {
-        (Change::Stale, _) => EventState::Stale,
-        (Change::Latest, None) => EventState::Kept,
-        (Change::Latest, Some(_)) => EventState::Applied,
-    };
-    Ok((Effect { state, sentence, alerts }, touched))
-}
-
-/// Whom the event names as the customer's user, where it may: metadata of customers and subscriptions is the operator's own.
-/// A Checkout session's `client_reference_id` can be written by the buyer (Payment Links), so it binds nobody.
-fn trusted_hint(event: &Event, alerts: &mut Vec<Alert>) -> Option<UserId> {
-    let hint = event.facts.user_hint.as_deref()?;
-    if event.kind.starts_with("checkout.session.") {
-        return None;
-    }
-    match UserId::parse(hint) {
-        Ok(user) => Some(user),
-        Err(error) => {
-            alerts.push(alert("bad_user_id", format!("metadata user_id {error}")));
-            None
+    match (&event.content, customer) {
+        (Content::Nudge { .. }, _) | (_, None) => {
+            Ok(Done::noted(plain(EventState::Noted, "The subscription's own event says what changed; nothing to do.")))
+        }
+        (_, Some(customer)) => {
+            let (effect, touched) = shown::apply(db, catalogue, event, customer, notice, now).await?;
+            Ok(Done { effect, touched, nudge: None })
         }
     }
 }
 
-/// Whom the customer is bound to after `hint`. A webhook never moves a binding.
-async fn bound(
-    db: &mut Connection,
-    before: &StoredCustomer,
-    customer: &str,
-    hint: Option<UserId>,
-    alerts: &mut Vec<Alert>,
-    now: DateTime<Utc>,
-) -> Result<Option<UserId>, StoreError> {
-    let Some(hint) = hint else { return Ok(before.user_id.clone()) };
-    if before.account.is_some() {
-        // An operator bound it to an account; whoever it names may be one of its users.
-        return Ok(None);
-    }
-    if let Some(user) = &before.user_id {
-        if *user != hint {
-            let detail = format!("customer {customer} is bound to user {user}, but its metadata names {hint}; the binding stays");
-            alerts.push(alert("binding_conflict", detail));
-        }
-        return Ok(Some(user.clone()));
-    }
-    if let Some(other) = accounts::customer_of(db, &hint).await? {
-        let detail = format!("customer {customer} names user {hint}, who is bound to customer {other}; the binding stays");
-        alerts.push(alert("binding_conflict", detail));
-        return Ok(None);
-    }
-    accounts::meet(db, &hint, now).await?;
-    Ok(Some(hint))
-}
-
-fn sentence(
-    catalogue: &Catalogue,
-    event: &Event,
-    customer: &str,
-    before: &StoredCustomer,
-    after: &StoredCustomer,
-    change: Change,
-    now: DateTime<Utc>,
-) -> String {
+/// `tier pro → free`
+fn tier_sentence(catalogue: &Catalogue, before: &StoredCustomer, after: &StoredCustomer, now: DateTime<Utc>) -> String {
     let paid = |stored: &StoredCustomer| {
         let tier = stored.state.grant(catalogue, now).tier.unwrap_or(catalogue.default_tier());
         tier.name.clone()
     };
     let (was, is) = (paid(before), paid(after));
-    let tier = if was == is { format!("tier {is}, as before") } else { format!("tier {was} → {is}") };
-    match (owner(after), change) {
-        (_, Change::Stale) => format!("Older than what is known of customer {customer}: {tier}."),
-        (Some(Owner::User(user)), Change::Latest) => format!("Customer {customer} (user {user}): {tier}."),
-        (Some(Owner::Account(account)), Change::Latest) => format!("Customer {customer} (account {account}): {tier}."),
-        (None, Change::Latest) => {
-            let hint = event.facts.user_hint.as_deref().map(|hint| format!(" It hints at user {hint}.")).unwrap_or_default();
-            format!("Customer {customer} is bound to no user (PUT /v1/users/{{user_id}} binds it); kept until then: {tier}.{hint}")
-        }
-    }
+    if was == is { format!("tier {is}, as before") } else { format!("tier {was} → {is}") }
+}
+
+fn unbound(customer: &str) -> String {
+    format!("Customer {customer} is bound to no user (PUT /v1/users/{{user_id}} binds it); kept until then")
 }
 
 fn parked(code: &str, detail: String) -> Effect {

@@ -23,7 +23,9 @@ use crate::http::{self, App};
 use crate::meter::{Clock, Meter};
 use crate::store::keys::StoredKey;
 use crate::store::{Store, keys};
+use crate::stripe::client::Client;
 use crate::sync::Rules;
+use crate::sync::asking::{Asker, Tell};
 
 /// A server that runs.
 #[derive(Debug)]
@@ -31,6 +33,8 @@ pub struct Server {
     pub address: SocketAddr,
     /// The first admin key, where this start made it: it is shown once.
     pub new_admin_key: Option<String>,
+    /// `None` where Stripe is not asked.
+    pub asker: Option<Arc<Asker>>,
     stop: oneshot::Sender<()>,
     ended: JoinHandle<anyhow::Result<()>>,
 }
@@ -49,13 +53,26 @@ impl Server {
         let address = listener.local_addr()?;
         let catalogue = Arc::new(catalogue);
         let (meter, writer) = Meter::start(store.clone(), catalogue.clone(), clock.clone(), keep).await?;
+        let meter = Arc::new(meter);
+        let asker = match &config.stripe.api_key {
+            Some(key) => {
+                let [seed, ..] = (machine.random)()?;
+                let client = Client::new(key.clone(), &config.stripe.api_base, u64::from(seed))?;
+                let told = meter.clone();
+                let tell: Tell = Arc::new(move |touched| http::forget(&told, touched));
+                Some(Asker::new(store.clone(), catalogue.clone(), client, clock.clone(), tell))
+            }
+            None => None,
+        };
+        let asking = asker.clone().map(|asker| tokio::spawn(asker.run()));
         let app = Arc::new(App {
             store: store.clone(),
             meter,
+            asker: asker.clone(),
             catalogue,
             keys: KeyRing::default(),
             webhook_secrets: config.webhook_secrets.clone(),
-            rules: Rules { livemode: config.stripe.livemode() },
+            rules: Rules { livemode: config.stripe.livemode(), asks: config.stripe.api_key.is_some() },
             public_url: config.public_url.clone().unwrap_or_else(|| format!("http://{address}")),
             clock,
         });
@@ -68,17 +85,23 @@ impl Server {
                 async move { doors.answer(request).await }
             };
             http::serve::serve(listener, answer, async { drop(stopped.await) }).await?;
-            // The last holder of the meter is gone with the router, so the writer ends once its queue is done.
+            if let Some(asking) = asking {
+                asking.abort();
+                // It ends by being told to.
+                let _ = asking.await;
+            }
+            // The last holder of the meter is gone with the router and the asker, so the writer ends once its queue is done.
             writer.await?;
             store.close().await;
             drop(lock);
             Ok(())
         });
-        Ok(Self { address, new_admin_key, stop, ended })
+        Ok(Self { address, new_admin_key, asker, stop, ended })
     }
 
     /// Finishes what is in flight.
     pub async fn stop(self) -> anyhow::Result<()> {
+        drop(self.asker);
         // The server may have ended by itself.
         let _ = self.stop.send(());
         self.ended.await?
@@ -164,7 +187,10 @@ pub async fn run(machine: Machine) -> anyhow::Result<()> {
     let server = Server::start(&config, catalogue, &machine).await?;
     let url = format!("http://{}", server.address);
     info!(address = %server.address, "listening on {url}; tiers from {source}; data in {}", config.database.display());
-    info!("Stripe is not asked: events are applied as they show (payload mode)");
+    match &server.asker {
+        Some(asker) => info!("Stripe is asked: {}", if asker.client.livemode() { "live mode" } else { "test mode" }),
+        None => info!("Stripe is not asked: events are applied as they show (payload mode)"),
+    }
     if config.webhook_secrets.is_empty() {
         warn!("STRIPE_WEBHOOK_SECRETS is not set: POST /webhooks/stripe takes nothing");
     }

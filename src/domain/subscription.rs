@@ -1,8 +1,9 @@
 //! What Stripe's subscriptions grant: status, items, rank, grace.
 //!
-//! Without asking Stripe, all that is known of a customer is what events said, in any order and any number. So a customer
-//! is a fold over notices in which order does not matter: a newer word replaces an older one, an end is final, and a tie
-//! within a second goes to the later stage of a subscription's life.
+//! Where Stripe is asked, its answer is all there is ([`Customer::as_asked`]). Without asking, all that is known of a customer is what
+//! events said, in any order and any number. So a customer is then a fold over notices in which order does not matter
+//! ([`Customer::after`]): a newer word replaces an older one, an end is final, and a tie within a second goes to the later stage of a
+//! subscription's life.
 
 use std::collections::BTreeMap;
 
@@ -257,7 +258,47 @@ impl Customer {
                 if later { Change::Latest } else { Change::Stale }
             }
         };
-        for known in customer.subscriptions.values_mut() {
+        customer.note_past_due(now);
+        customer.forget_the_oldest();
+        let change = if self.deleted { Change::Stale } else { change };
+        (customer, change)
+    }
+
+    /// The customer after Stripe itself was asked: these are its subscriptions, and there are no others. What Stripe does not keep stays:
+    /// since when one is past due, and what it was worth when last we understood it.
+    pub fn as_asked(&self, deleted: bool, shown: Vec<(String, Snapshot)>, catalogue: &Catalogue, now: DateTime<Utc>) -> Self {
+        let mut customer = Self { subscriptions: BTreeMap::new(), deleted };
+        for (id, snapshot) in shown {
+            let before = self.subscriptions.get(&id);
+            let worth = worth(&snapshot, catalogue).or_else(|| before.and_then(|known| known.worth.clone()));
+            let past_due_since = before.and_then(|known| known.past_due_since);
+            customer.subscriptions.insert(id, Subscription { latest: Some(snapshot), paid_at: None, worth, past_due_since });
+        }
+        customer.note_past_due(now);
+        customer.forget_the_oldest();
+        customer
+    }
+
+    /// Whether Stripe shows this subscription as we know it. A list may cut its items short: then those that it shows count.
+    pub fn agrees(&self, subscription: &str, shown: &Snapshot) -> bool {
+        let Some(known) = self.subscriptions.get(subscription).and_then(|known| known.latest.as_ref()) else { return false };
+        let items = match shown.has_more_items {
+            true => known.items.get(..shown.items.len()),
+            false => Some(known.items.as_slice()),
+        };
+        let rest = |snapshot: &Snapshot| (snapshot.cancel_at, snapshot.cancel_at_period_end, snapshot.collection_paused);
+        items == Some(&shown.items) && known.status == shown.status && rest(known) == rest(shown)
+    }
+
+    /// The ids of the subscriptions that are not over, as far as we know.
+    pub fn running(&self) -> impl Iterator<Item = &str> {
+        let over = |known: &Subscription| known.latest.as_ref().is_none_or(|latest| latest.status.is_final());
+        self.subscriptions.iter().filter(move |(_, known)| !self.deleted && !over(known)).map(|(id, _)| id.as_str())
+    }
+
+    /// When each one was first seen past due; an end of it is noted as well.
+    fn note_past_due(&mut self, now: DateTime<Utc>) {
+        for known in self.subscriptions.values_mut() {
             known.past_due_since = match known.latest.as_ref().map(|latest| &latest.status) {
                 Some(Status::PastDue) => known.past_due_since.or(Some(now)),
                 Some(Status::Unknown(_)) => known.past_due_since,
@@ -273,9 +314,6 @@ impl Customer {
                 | None => None,
             };
         }
-        customer.forget_the_oldest();
-        let change = if self.deleted { Change::Stale } else { change };
-        (customer, change)
     }
 
     fn forget_the_oldest(&mut self) {

@@ -97,7 +97,7 @@ pub async fn change(
         let before = accounts::customer_of_account(db, &whose).await?;
         accounts::make_account(db, &whose, now).await?;
         let bound = match &customer {
-            Some(customer) => sync::bind(db, &Owner::Account(whose.clone()), &customer.0, now).await?,
+            Some(customer) => sync::bind(db, &Owner::Account(whose.clone()), &customer.0, done.rules.asks, now).await?,
             None => Ok(accounts::release_customer_of_account(db, &whose).await?),
         };
         if bound.is_err() {

@@ -238,7 +238,7 @@ pub async fn change(
     let key_id = caller.key_id.clone();
     let bound = app.change(async move {
         let mut tx = done.store.begin().await?;
-        let bound = write(tx.connection()?, &caller, &whom, &change, now).await?;
+        let bound = write(tx.connection()?, &caller, &whom, &change, done.rules.asks, now).await?;
         if bound.is_ok() {
             tx.commit().await?;
         }
@@ -258,13 +258,14 @@ async fn write(
     caller: &Caller,
     user: &UserId,
     change: &UserChange,
+    asks: bool,
     now: DateTime<Utc>,
 ) -> Result<Result<(), Owner>, StoreError> {
     accounts::meet(db, user, now).await?;
     let before = accounts::users(db, std::slice::from_ref(user)).await?.remove(user).unwrap_or_default().profile;
     match &change.stripe_customer {
         Some(Some(customer)) => {
-            if let Err(other) = sync::bind(db, &Owner::User(user.clone()), customer, now).await? {
+            if let Err(other) = sync::bind(db, &Owner::User(user.clone()), customer, asks, now).await? {
                 return Ok(Err(other));
             }
         }

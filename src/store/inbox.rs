@@ -1,11 +1,14 @@
 //! The inbox: every Stripe event that was received, once each.
 
+use std::collections::HashSet;
+
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
-use super::{Connection, StoreError, corrupt, from_micros, micros};
+use super::requests::Ticket;
+use super::{Connection, StoreError, corrupt, from_micros, list, micros};
 
 /// What became of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,10 +28,24 @@ pub enum EventState {
     Parked,
     /// Of a kind that does concern us, without what it needs: an alert.
     Unreadable,
+    /// Stripe is to be asked about its customer.
+    Queued,
+    /// Stripe was asked in vain, as often as makes sense: an alert. A replay asks again.
+    Dead,
 }
 
 impl EventState {
-    pub const ALL: [Self; 7] = [Self::Applied, Self::Kept, Self::Stale, Self::Noted, Self::Ignored, Self::Parked, Self::Unreadable];
+    pub const ALL: [Self; 9] = [
+        Self::Applied,
+        Self::Kept,
+        Self::Stale,
+        Self::Noted,
+        Self::Ignored,
+        Self::Parked,
+        Self::Unreadable,
+        Self::Queued,
+        Self::Dead,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -39,6 +56,8 @@ impl EventState {
             Self::Ignored => "ignored",
             Self::Parked => "parked",
             Self::Unreadable => "unreadable",
+            Self::Queued => "queued",
+            Self::Dead => "dead",
         }
     }
 
@@ -88,7 +107,14 @@ pub struct Arrival<'a> {
 
 const ACCEPT: &str = "INSERT INTO inbox (event_id, kind, customer, received_at, applied_at, state, effect, alerts, body) \
      VALUES ($1, $2, $3, $4, $4, 'noted', '', '[]', $5) ON CONFLICT (event_id) DO NOTHING";
-const SETTLE: &str = "UPDATE inbox SET state = $2, effect = $3, alerts = $4, applied_at = $5 WHERE event_id = $1";
+const SETTLE: &str = "UPDATE inbox SET state = $2, effect = $3, alerts = $4, applied_at = $5, requested_seq = $6 WHERE event_id = $1";
+/// The alerts stand at the latest of the events.
+const SETTLE_AWAITING: &str = "UPDATE inbox SET state = $3, effect = $4, applied_at = $6, \
+     requested_seq = CASE WHEN $3 = 'dead' THEN requested_seq END, \
+     alerts = CASE WHEN seq = (SELECT MAX(seq) FROM inbox WHERE customer = $1 AND requested_seq <= $2) THEN $5 ELSE '[]' END \
+     WHERE customer = $1 AND requested_seq <= $2";
+const HAND_OVER: &str = "UPDATE inbox SET customer = $2, requested_seq = $4 WHERE customer = $1 AND requested_seq <= $3";
+const HAS: &str = "SELECT event_id FROM inbox WHERE event_id IN (SELECT value FROM json_each($1))";
 const ONE: &str =
     "SELECT seq, event_id, kind, customer, received_at, applied_at, state, effect, alerts, body FROM inbox WHERE event_id = $1";
 const PAGE: &str = "SELECT seq, event_id, kind, customer, received_at, applied_at, state, effect, alerts FROM inbox \
@@ -102,11 +128,52 @@ pub async fn accept(db: &mut Connection, arrival: Arrival<'_>) -> Result<bool, S
     Ok(0 < done.rows_affected())
 }
 
-pub async fn settle(db: &mut Connection, event_id: &str, effect: &Effect, now: DateTime<Utc>) -> Result<(), StoreError> {
-    let alerts = serde_json::to_string(&effect.alerts).map_err(|error| corrupt(&error.to_string()))?;
-    let query = sqlx::query(SETTLE).bind(event_id).bind(effect.state.name()).bind(&effect.sentence).bind(alerts);
-    query.bind(micros(now)).execute(db).await?;
+/// What an event did. With a `nudge` it awaits what Stripe answers to that number or a later one.
+pub async fn settle(
+    db: &mut Connection,
+    event_id: &str,
+    effect: &Effect,
+    nudge: Option<Ticket>,
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    let query = sqlx::query(SETTLE).bind(event_id).bind(effect.state.name()).bind(&effect.sentence).bind(write_alerts(&effect.alerts)?);
+    query.bind(micros(now)).bind(nudge).execute(db).await?;
     Ok(())
+}
+
+/// What Stripe's answer to the question of `ticket` did to every event that awaited it. Those that are dead go on to be found.
+pub async fn settle_awaiting(
+    db: &mut Connection,
+    customer: &str,
+    ticket: Ticket,
+    effect: &Effect,
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    let query = sqlx::query(SETTLE_AWAITING).bind(customer).bind(ticket).bind(effect.state.name()).bind(&effect.sentence);
+    query.bind(write_alerts(&effect.alerts)?).bind(micros(now)).execute(db).await?;
+    Ok(())
+}
+
+/// It turned out whose subscription it is: what awaited an answer about it awaits one about the customer.
+pub async fn hand_over(
+    db: &mut Connection,
+    subscription: &str,
+    customer: &str,
+    ticket: Ticket,
+    nudge: Ticket,
+) -> Result<(), StoreError> {
+    sqlx::query(HAND_OVER).bind(subscription).bind(customer).bind(ticket).bind(nudge).execute(db).await?;
+    Ok(())
+}
+
+/// Those of `ids` that were received.
+pub async fn known(db: &mut Connection, ids: &[&str]) -> Result<HashSet<String>, StoreError> {
+    let found: Vec<String> = sqlx::query_scalar(HAS).bind(list(ids.iter().copied())).fetch_all(db).await?;
+    Ok(found.into_iter().collect())
+}
+
+fn write_alerts(alerts: &[Alert]) -> Result<String, StoreError> {
+    serde_json::to_string(alerts).map_err(|error| corrupt(&error.to_string()))
 }
 
 /// The event and its body as it came.

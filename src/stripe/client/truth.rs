@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
-use stripe_billing::subscription::{ListSubscription, ListSubscriptionStatus};
+use stripe_billing::subscription::{ListSubscription, ListSubscriptionStatus, RetrieveSubscription};
 use stripe_billing::subscription_item::ListSubscriptionItem;
 use stripe_core::customer::{ListCustomer, RetrieveCustomer};
 use stripe_core::event::ListEvent;
@@ -72,6 +72,13 @@ impl Client {
             subscriptions.push(subscription);
         }
         Ok(subscriptions)
+    }
+
+    /// One subscription, as it shows itself; `now` becomes the `said_at` of its snapshot.
+    pub async fn subscription(&self, now: DateTime<Utc>, subscription: &str) -> Result<Option<RemoteSubscription>, StripeError> {
+        let Ok(segment) = segment(subscription) else { return Ok(None) };
+        let asked = self.object(&Call::ask(&RetrieveSubscription::new(segment)), self.deadline()).await;
+        found(asked)?.as_ref().map(|object| read_subscription(object, now)).transpose()
     }
 
     /// One page of all customers that are not deleted, the newest first.

@@ -1,0 +1,138 @@
+//! What Stripe is to be asked about, and the numbers by which an answer tells whether it is the latest.
+
+use chrono::{DateTime, Utc};
+use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
+
+use super::{Connection, StoreError, corrupt, from_micros, micros};
+
+/// A number that is larger than every one before it.
+pub type Ticket = i64;
+
+/// What a question is about.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Subject {
+    Customer(String),
+    /// Only Stripe knows whose it is.
+    Subscription(String),
+}
+
+impl Subject {
+    pub fn id(&self) -> &str {
+        match self {
+            Self::Customer(id) | Self::Subscription(id) => id,
+        }
+    }
+
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Customer(_) => "customer",
+            Self::Subscription(_) => "subscription",
+        }
+    }
+}
+
+/// How far the questions about one subject are.
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub subject: Subject,
+    pub requested: Ticket,
+    pub applied: Ticket,
+    pub tries: u32,
+    pub given_up_at: Option<DateTime<Utc>>,
+    pub error: Option<String>,
+}
+
+const TICKET: &str = "UPDATE tickets SET last = last + 1 RETURNING last";
+const RAISE: &str = "INSERT INTO requests (subject, kind, requested_seq, due_at) VALUES ($1, $2, $3, $4) ON CONFLICT (subject) DO UPDATE SET \
+     requested_seq = excluded.requested_seq, due_at = excluded.due_at, tries = 0, given_up_at = NULL, error = NULL";
+const DUE: &str = "SELECT subject, kind, requested_seq, applied_seq, tries, given_up_at, error FROM requests \
+     WHERE due_at <= $1 ORDER BY due_at LIMIT $2";
+const ONE: &str = "SELECT subject, kind, requested_seq, applied_seq, tries, given_up_at, error FROM requests WHERE subject = $1";
+const NEXT_DUE: &str = "SELECT MIN(due_at) FROM requests WHERE due_at IS NOT NULL";
+const APPLIED: &str = "UPDATE requests SET applied_seq = $2, tries = 0, given_up_at = NULL, error = NULL, \
+     due_at = CASE WHEN requested_seq <= $2 THEN NULL ELSE $3 END WHERE subject = $1 AND applied_seq < $2";
+const FAILED: &str = "UPDATE requests SET tries = tries + 1, due_at = $3, given_up_at = $4, error = $5 \
+     WHERE subject = $1 AND requested_seq <= $2 AND applied_seq < $2";
+const WAITING: &str = "SELECT COUNT(*) FILTER (WHERE due_at IS NOT NULL) AS waiting, \
+     COUNT(*) FILTER (WHERE given_up_at IS NOT NULL) AS given_up FROM requests";
+
+/// Takes the next number. The caller's transaction makes it last.
+pub async fn ticket(db: &mut Connection) -> Result<Ticket, StoreError> {
+    Ok(sqlx::query_scalar(TICKET).fetch_one(db).await?)
+}
+
+/// Asks for `subject` to be asked about, also where it had been given up.
+pub async fn raise(db: &mut Connection, subject: &Subject, now: DateTime<Utc>) -> Result<Ticket, StoreError> {
+    let ticket = ticket(&mut *db).await?;
+    sqlx::query(RAISE).bind(subject.id()).bind(subject.kind()).bind(ticket).bind(micros(now)).execute(db).await?;
+    Ok(ticket)
+}
+
+/// What is due at `now`, that which waits longest first.
+pub async fn due(db: &mut Connection, now: DateTime<Utc>, limit: i64) -> Result<Vec<Request>, StoreError> {
+    sqlx::query(DUE).bind(micros(now)).bind(limit).fetch_all(db).await?.iter().map(read).collect()
+}
+
+/// When the next question is due.
+pub async fn next_due(db: &mut Connection) -> Result<Option<DateTime<Utc>>, StoreError> {
+    let at: Option<i64> = sqlx::query_scalar(NEXT_DUE).fetch_one(db).await?;
+    at.map(from_micros).transpose()
+}
+
+pub async fn one(db: &mut Connection, subject: &str) -> Result<Option<Request>, StoreError> {
+    sqlx::query(ONE).bind(subject).fetch_optional(db).await?.as_ref().map(read).transpose()
+}
+
+/// The answer to the question of `ticket` is about to be written. `false` where a later one was: then nothing may be.
+pub async fn applied(db: &mut Connection, subject: &str, ticket: Ticket, now: DateTime<Utc>) -> Result<bool, StoreError> {
+    let done = sqlx::query(APPLIED).bind(subject).bind(ticket).bind(micros(now)).execute(db).await?;
+    Ok(0 < done.rows_affected())
+}
+
+/// What becomes of a question that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    AskAgainAt(DateTime<Utc>),
+    GiveUpAt(DateTime<Utc>),
+}
+
+/// The question of `ticket` failed. Nothing is noted where a nudge came after it: that one is due by itself.
+pub async fn failed(db: &mut Connection, subject: &str, ticket: Ticket, next: Next, why: &str) -> Result<(), StoreError> {
+    let (due_at, given_up_at) = match next {
+        Next::AskAgainAt(at) => (Some(micros(at)), None),
+        Next::GiveUpAt(at) => (None, Some(micros(at))),
+    };
+    sqlx::query(FAILED).bind(subject).bind(ticket).bind(due_at).bind(given_up_at).bind(why).execute(db).await?;
+    Ok(())
+}
+
+/// How many wait for Stripe, and how many were given up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Backlog {
+    pub waiting: i64,
+    pub given_up: i64,
+}
+
+pub async fn backlog(db: &mut Connection) -> Result<Backlog, StoreError> {
+    let row = sqlx::query(WAITING).fetch_one(db).await?;
+    Ok(Backlog { waiting: row.try_get("waiting")?, given_up: row.try_get("given_up")? })
+}
+
+fn read(row: &SqliteRow) -> Result<Request, StoreError> {
+    let (id, kind): (String, String) = (row.try_get("subject")?, row.try_get("kind")?);
+    let subject = match kind.as_str() {
+        "customer" => Subject::Customer(id),
+        "subscription" => Subject::Subscription(id),
+        _ => return Err(corrupt("a request of an unknown kind")),
+    };
+    let (tries, given_up_at): (i64, Option<i64>) = (row.try_get("tries")?, row.try_get("given_up_at")?);
+    Ok(Request {
+        subject,
+        requested: row.try_get("requested_seq")?,
+        applied: row.try_get("applied_seq")?,
+        tries: u32::try_from(tries).unwrap_or(u32::MAX),
+        given_up_at: given_up_at.map(from_micros).transpose()?,
+        error: row.try_get("error")?,
+    })
+}
