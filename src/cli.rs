@@ -8,6 +8,7 @@ mod replay;
 pub mod serve;
 mod status;
 mod stripe;
+mod sync;
 mod table;
 mod verify;
 
@@ -68,6 +69,8 @@ enum Command {
     CheckConfig,
     /// Show a user's tier, budgets and what a check would answer now.
     Status(status::Args),
+    /// Compare everything with Stripe and mend what differs, or one customer; the service must not be running.
+    Sync(sync::Args),
     /// Recompute every counter from the ledger's rows, and say whether they agree (1 where they do not).
     Verify,
     /// Set the account at Stripe up for this service, and check it.
@@ -98,6 +101,7 @@ impl Cli {
             Command::FakeStripe(args) => fake_stripe::run(args, machine).await.map(|()| ExitCode::SUCCESS),
             Command::CheckConfig => check_config::run(&machine).map(|()| ExitCode::SUCCESS),
             Command::Status(args) => status::run(args, machine).await,
+            Command::Sync(args) => sync::run(args, &machine).await,
             Command::Verify => verify::run(&machine).await,
             Command::Stripe(command) => stripe::run(command, &machine).await,
             Command::Keys(keys) => keys::run(keys, &machine).await.map(|()| ExitCode::SUCCESS),

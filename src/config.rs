@@ -1,8 +1,12 @@
 //! The environment, read once, parsed at the door. `.env.example` says what each variable is for.
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
+use chrono::TimeDelta;
+
+use crate::stripe::client::Patience;
 use crate::stripe::key::ApiKey;
 use crate::stripe::signature::Secret;
 
@@ -13,6 +17,13 @@ const ADMIN_KEY_BYTES_MAX: usize = 256;
 /// A month and some days: an id that is repeated within them is known.
 const RETENTION_DAYS_MIN: u32 = 35;
 const RETENTION_DAYS_MAX: u32 = 36_500;
+/// What no event told is known after so long at the latest; one run of ten thousand customers takes minutes.
+const RECONCILE_EVERY: TimeDelta = TimeDelta::hours(6);
+/// Events are listed for 30 days only.
+const RECONCILE_MINUTES: RangeInclusive<i64> = 5..=30 * 24 * 60;
+/// Reading one customer takes two calls.
+const CALLS_PER_SECOND_MIN: u32 = 2;
+const CALLS_PER_SECOND_MAX: u32 = 1000;
 const DATABASE_FILE: &str = "spendgate.db";
 const STRIPE_API_BASE: &str = "https://api.stripe.com";
 
@@ -35,13 +46,30 @@ pub struct Config {
     pub public_url: Option<String>,
 }
 
-/// How Stripe is known. The service applies what events show and does not ask Stripe: there the key says only which mode events
-/// must have. `spendgate stripe` asks with it.
+/// How Stripe is known. With a key it is asked; without one, what events show is applied.
 #[derive(Clone, Debug)]
 pub struct StripeConfig {
     pub api_key: Option<ApiKey>,
     /// Without a slash at its end.
     pub api_base: String,
+    /// `None`: four fifths of what Stripe takes.
+    pub calls_per_second: Option<u32>,
+    /// How long one question may take; not a setting.
+    pub patience: Patience,
+    /// How often everything is compared with Stripe; `None` is never.
+    pub reconcile_every: Option<TimeDelta>,
+}
+
+impl Default for StripeConfig {
+    fn default() -> Self {
+        Self {
+            api_key: None,
+            api_base: STRIPE_API_BASE.to_owned(),
+            calls_per_second: None,
+            patience: Patience::BACKGROUND,
+            reconcile_every: Some(RECONCILE_EVERY),
+        }
+    }
 }
 
 impl StripeConfig {
@@ -87,6 +115,9 @@ impl Config {
             stripe: StripeConfig {
                 api_key: api_key(get("STRIPE_API_KEY"))?,
                 api_base: url("STRIPE_API_BASE", get("STRIPE_API_BASE"))?.unwrap_or_else(|| STRIPE_API_BASE.to_owned()),
+                calls_per_second: calls_per_second(get("STRIPE_CALLS_PER_SECOND"))?,
+                reconcile_every: reconcile_every(get("RECONCILE_EVERY"))?,
+                ..StripeConfig::default()
             },
             retention_days: retention_days(get("RETENTION_DAYS"))?,
             admin_api_key: admin_api_key(get("ADMIN_API_KEY"))?,
@@ -131,6 +162,26 @@ fn webhook_secrets(value: Option<String>) -> Result<Vec<Secret>, ConfigError> {
 
 fn api_key(value: Option<String>) -> Result<Option<ApiKey>, ConfigError> {
     value.map(|text| ApiKey::parse(&text).map_err(|why| fault("STRIPE_API_KEY", why.to_string()))).transpose()
+}
+
+fn calls_per_second(value: Option<String>) -> Result<Option<u32>, ConfigError> {
+    let Some(value) = value else { return Ok(None) };
+    let calls = value.parse().ok().filter(|calls| (CALLS_PER_SECOND_MIN..=CALLS_PER_SECOND_MAX).contains(calls));
+    let why = || format!("must be a whole number from {CALLS_PER_SECOND_MIN} to {CALLS_PER_SECOND_MAX}");
+    calls.map(Some).ok_or_else(|| fault("STRIPE_CALLS_PER_SECOND", why()))
+}
+
+fn reconcile_every(value: Option<String>) -> Result<Option<TimeDelta>, ConfigError> {
+    let Some(value) = value else { return Ok(Some(RECONCILE_EVERY)) };
+    if value == "never" {
+        return Ok(None);
+    }
+    let minutes = [("m", 1), ("h", 60), ("d", 24 * 60)].into_iter().find_map(|(unit, minutes)| {
+        let count: i64 = value.strip_suffix(unit)?.parse().ok()?;
+        count.checked_mul(minutes)
+    });
+    let every = minutes.filter(|minutes| RECONCILE_MINUTES.contains(minutes)).map(TimeDelta::minutes);
+    every.map(Some).ok_or_else(|| fault("RECONCILE_EVERY", "must be a time such as 30m, 6h or 1d, from 5m to 30d, or never"))
 }
 
 fn retention_days(value: Option<String>) -> Result<Option<u32>, ConfigError> {
@@ -203,6 +254,10 @@ mod tests {
         check("STRIPE_API_BASE", "api.stripe.com/v1");
         check("RETENTION_DAYS", "34");
         check("RETENTION_DAYS", "never");
+        check("RECONCILE_EVERY", "6");
+        check("RECONCILE_EVERY", "1m");
+        check("RECONCILE_EVERY", "99999999999999999d");
+        check("STRIPE_CALLS_PER_SECOND", "0");
         check("ADMIN_API_KEY", "short-key");
         check("PUBLIC_URL", "shop.example.net");
         check("PUBLIC_URL", "https://spend.example.com/?x");

@@ -10,6 +10,7 @@ mod events;
 mod health;
 mod holds;
 mod page;
+mod reconciliation;
 pub mod serve;
 mod tiers;
 mod upgrade;
@@ -36,6 +37,7 @@ use crate::meter::{Clock, Meter};
 use crate::store::{Store, StoreError};
 use crate::stripe::signature::Secret;
 use crate::sync::asking::Asker;
+use crate::sync::reconcile::Reconciler;
 use crate::sync::{Rules, Touched};
 use auth::KeyRing;
 use error::{ErrorCode, Problem};
@@ -51,6 +53,8 @@ pub struct App {
     pub rules: Rules,
     /// Asks Stripe; `None` where events are applied as they show.
     pub asker: Option<Arc<Asker>>,
+    /// Compares everything with Stripe; `None` where it is not asked.
+    pub reconciler: Option<Arc<Reconciler>>,
     /// Where users reach this service; without a slash at its end.
     pub public_url: String,
     pub clock: Clock,
@@ -139,6 +143,7 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/events", get(events::list))
         .route("/v1/events/{event_id}", get(events::show))
         .route("/v1/events/{event_id}/replay", post(events::replay))
+        .route("/v1/reconciliation", get(reconciliation::show).post(reconciliation::begin))
         .route("/webhooks/stripe", post(webhook::receive))
         .route("/upgrade", get(upgrade::page))
         .route("/healthz", get(health::alive))

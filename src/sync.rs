@@ -5,6 +5,7 @@
 
 pub mod asking;
 mod binding;
+pub mod reconcile;
 mod shown;
 
 use chrono::{DateTime, Utc};

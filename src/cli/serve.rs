@@ -11,7 +11,7 @@ use chrono::{SubsecRound, TimeDelta};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tracing::{info, warn};
 
 use super::{Machine, Misconfigured, read_catalogue, read_config, say};
@@ -26,6 +26,7 @@ use crate::store::{Store, keys};
 use crate::stripe::client::Client;
 use crate::sync::Rules;
 use crate::sync::asking::{Asker, Tell};
+use crate::sync::reconcile::Reconciler;
 
 /// A server that runs.
 #[derive(Debug)]
@@ -35,6 +36,7 @@ pub struct Server {
     pub new_admin_key: Option<String>,
     /// `None` where Stripe is not asked.
     pub asker: Option<Arc<Asker>>,
+    pub reconciler: Option<Arc<Reconciler>>,
     stop: oneshot::Sender<()>,
     ended: JoinHandle<anyhow::Result<()>>,
 }
@@ -55,16 +57,23 @@ impl Server {
         let (meter, writer) = Meter::start(store.clone(), catalogue.clone(), clock.clone(), keep).await?;
         let meter = Arc::new(meter);
         let asker = match &config.stripe.api_key {
-            Some(key) => {
-                let [seed, ..] = (machine.random)()?;
-                let client = Client::new(key.clone(), &config.stripe.api_base, u64::from(seed))?;
+            Some(_) => {
+                let client = stripe_client(config, machine)?;
                 let told = meter.clone();
                 let tell: Tell = Arc::new(move |touched| http::forget(&told, touched));
                 Some(Asker::new(store.clone(), catalogue.clone(), client, clock.clone(), tell))
             }
             None => None,
         };
-        let asking = asker.clone().map(|asker| tokio::spawn(asker.run()));
+        let rules = Rules { livemode: config.stripe.livemode(), asks: asker.is_some() };
+        let reconciler = asker.clone().map(|asker| Reconciler::new(asker, rules));
+        let mut background = JoinSet::new();
+        if let Some(asker) = asker.clone() {
+            background.spawn(asker.run());
+        }
+        if let Some((reconciler, every)) = reconciler.clone().zip(config.stripe.reconcile_every) {
+            background.spawn(reconciler.run(every));
+        }
         let app = Arc::new(App {
             store: store.clone(),
             meter,
@@ -72,7 +81,8 @@ impl Server {
             catalogue,
             keys: KeyRing::default(),
             webhook_secrets: config.webhook_secrets.clone(),
-            rules: Rules { livemode: config.stripe.livemode(), asks: config.stripe.api_key.is_some() },
+            rules,
+            reconciler: reconciler.clone(),
             public_url: config.public_url.clone().unwrap_or_else(|| format!("http://{address}")),
             clock,
         });
@@ -85,27 +95,36 @@ impl Server {
                 async move { doors.answer(request).await }
             };
             http::serve::serve(listener, answer, async { drop(stopped.await) }).await?;
-            if let Some(asking) = asking {
-                asking.abort();
-                // It ends by being told to.
-                let _ = asking.await;
-            }
+            background.shutdown().await;
             // The last holder of the meter is gone with the router and the asker, so the writer ends once its queue is done.
             writer.await?;
             store.close().await;
             drop(lock);
             Ok(())
         });
-        Ok(Self { address, new_admin_key, asker, stop, ended })
+        Ok(Self { address, new_admin_key, asker, reconciler, stop, ended })
     }
 
     /// Finishes what is in flight.
     pub async fn stop(self) -> anyhow::Result<()> {
-        drop(self.asker);
+        drop((self.asker, self.reconciler));
         // The server may have ended by itself.
         let _ = self.stop.send(());
         self.ended.await?
     }
+}
+
+/// Asks Stripe as the settings say. The caller has seen that there is a key.
+pub fn stripe_client(config: &Config, machine: &Machine) -> anyhow::Result<Client> {
+    let stripe = &config.stripe;
+    let key = stripe.api_key.clone().context("STRIPE_API_KEY is not set")?;
+    let seed = u64::from_le_bytes((machine.random)()?[..8].try_into()?);
+    let client = Client::new(key, &stripe.api_base, seed)?;
+    let client = match stripe.calls_per_second {
+        Some(calls) => client.paced(calls),
+        None => client,
+    };
+    Ok(client.with(stripe.patience))
 }
 
 /// The edges of a subscription's period are summed from rows, and a period of up to four years is believed.
@@ -130,7 +149,7 @@ fn cannot_listen(address: SocketAddr, error: std::io::Error) -> anyhow::Error {
 }
 
 /// One process owns a database file: what it holds in memory would not see another one's writes.
-fn lock(database: &Path) -> anyhow::Result<File> {
+pub fn lock(database: &Path) -> anyhow::Result<File> {
     if let Some(folder) = database.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         fs::create_dir_all(folder).with_context(|| format!("the folder {} cannot be made", folder.display()))?;
     }

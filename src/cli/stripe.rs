@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use reqwest::Url;
 
+use super::serve::stripe_client;
 use super::{Machine, Misconfigured, read_config};
 use crate::config::Config;
 use crate::stripe::client::{Client, WebhookEndpoint};
@@ -29,14 +30,13 @@ pub async fn run(command: Command, machine: &Machine) -> anyhow::Result<ExitCode
 }
 
 /// The settings, and a client in the name of their key.
-fn client(machine: &Machine) -> anyhow::Result<(Config, Client)> {
+pub(super) fn client(machine: &Machine) -> anyhow::Result<(Config, Client)> {
     let config = read_config(machine)?;
-    let Some(key) = config.stripe.api_key.clone() else {
+    if config.stripe.api_key.is_none() {
         let why = "STRIPE_API_KEY is not set; Stripe makes keys at https://dashboard.stripe.com/apikeys (one of test mode to try it)";
         return Err(Misconfigured(why.to_owned()).into());
-    };
-    let seed = u64::from_le_bytes((machine.random)()?[..8].try_into()?);
-    let client = Client::new(key, &config.stripe.api_base, seed)?;
+    }
+    let client = stripe_client(&config, machine)?;
     Ok((config, client))
 }
 

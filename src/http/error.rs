@@ -37,6 +37,7 @@ pub enum ErrorCode {
     SignatureInvalid,
     SignatureStale,
     NotAnEvent,
+    StripeNotAsked,
     WebhookNotConfigured,
     Busy,
     StoreUnavailable,
@@ -56,6 +57,7 @@ impl ErrorCode {
             Self::IdReused | Self::HoldEnded | Self::CustomerBound => StatusCode::CONFLICT,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::MissingField | Self::UnknownField | Self::InvalidField => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::StripeNotAsked => StatusCode::CONFLICT,
             Self::WebhookNotConfigured | Self::Busy | Self::StoreUnavailable => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
@@ -82,6 +84,7 @@ impl ErrorCode {
             Self::SignatureInvalid => "The delivery's signature does not match",
             Self::SignatureStale => "The delivery's signature is too old or too new",
             Self::NotAnEvent => "The body is not a Stripe event",
+            Self::StripeNotAsked => "There is no key to ask Stripe with",
             Self::WebhookNotConfigured => "No webhook secret is configured",
             Self::Busy => "Too many writes are waiting",
             Self::StoreUnavailable => "The store is not available",

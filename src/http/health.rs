@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::App;
 use super::error::{ErrorCode, Problem};
 use crate::store::inbox;
+use crate::store::requests::{self, Backlog};
 
 /// The process answers.
 pub async fn alive() -> Json<Value> {
@@ -24,12 +25,19 @@ pub async fn ready(State(app): State<Arc<App>>) -> Result<Json<Value>, Problem> 
         ));
     }
     inbox::page(&mut *app.store.reader().await?, &inbox::Filter::default(), 0, 1).await?;
+    // Without a key events are applied as they show.
+    let stripe_sync = match app.asker {
+        Some(_) => {
+            let Backlog { waiting, given_up } = requests::backlog(&mut *app.store.reader().await?).await?;
+            json!({"mode": "asked", "waiting": waiting, "given_up": given_up})
+        }
+        None => json!({"mode": "payload"}),
+    };
     let webhook = if app.webhook_secrets.is_empty() { "not_configured" } else { "ready" };
     Ok(Json(json!({
         "status": "ready",
         "webhook": webhook,
-        // Events are applied as they show; Stripe itself is not asked.
-        "stripe_sync": "payload",
+        "stripe_sync": stripe_sync,
         "tiers": app.catalogue.tiers().len(),
     })))
 }

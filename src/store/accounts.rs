@@ -77,13 +77,13 @@ pub async fn set_manual_tier(db: &mut Connection, user: &UserId, manual: Option<
 }
 
 pub async fn customer(db: &mut Connection, customer: &str) -> Result<Option<StoredCustomer>, StoreError> {
-    let row = sqlx::query(CUSTOMER).bind(customer).fetch_optional(db).await?;
-    row.map(|row| {
-        let (account, user): (Option<String>, Option<String>) = (row.try_get("account_id")?, row.try_get("user_id")?);
-        let (account, user_id) = (account.map(account_id).transpose()?, user.map(user_id).transpose()?);
-        Ok(StoredCustomer { account, user_id, state: read_state(row.try_get("state")?)? })
-    })
-    .transpose()
+    sqlx::query(CUSTOMER).bind(customer).fetch_optional(db).await?.as_ref().map(read_customer).transpose()
+}
+
+pub(super) fn read_customer(row: &SqliteRow) -> Result<StoredCustomer, StoreError> {
+    let (account, user): (Option<String>, Option<String>) = (row.try_get("account_id")?, row.try_get("user_id")?);
+    let (account, user_id) = (account.map(account_id).transpose()?, user.map(user_id).transpose()?);
+    Ok(StoredCustomer { account, user_id, state: read_state(row.try_get("state")?)? })
 }
 
 /// The Stripe customer that pays for a user.

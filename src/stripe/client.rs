@@ -25,6 +25,7 @@ pub use transport::Patience;
 pub use truth::{RemoteCustomer, RemoteItem, RemoteSubscription};
 
 use self::call::Call;
+use self::pace::Pace;
 use self::transport::Transport;
 use super::key::ApiKey;
 use super::read::{flag, text};
@@ -60,6 +61,15 @@ impl Client {
     /// `base` is where Stripe's API is; `seed` spreads the pauses between tries.
     pub fn new(key: ApiKey, base: &str, seed: u64) -> Result<Self, NoClient> {
         Ok(Self { transport: Arc::new(Transport::new(key, base, seed)?), patience: Patience::BACKGROUND })
+    }
+
+    /// A client that sends so many calls a second, instead of four fifths of what Stripe takes. To be called before it is cloned: clones
+    /// share their pace.
+    pub fn paced(mut self, per_second: u32) -> Self {
+        if let Some(transport) = Arc::get_mut(&mut self.transport) {
+            transport.pace = Pace::of(per_second);
+        }
+        self
     }
 
     /// The same client for calls with other patience.

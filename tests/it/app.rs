@@ -94,7 +94,7 @@ impl TestApp {
             database: file,
             tiers_file: None,
             webhook_secrets: vec![Secret::new(WEBHOOK_SECRET).unwrap()],
-            stripe: StripeConfig { api_key: None, api_base: "https://stripe.invalid".to_owned() },
+            stripe: StripeConfig { api_base: "https://stripe.invalid".to_owned(), reconcile_every: None, ..StripeConfig::default() },
             retention_days: None,
             admin_api_key: Some(AdminKey(ADMIN_KEY.to_owned())),
             public_url: Some("https://spend.example.com".to_owned()),

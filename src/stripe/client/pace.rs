@@ -51,7 +51,16 @@ struct State {
 
 impl Pace {
     pub fn new(livemode: bool) -> Self {
-        let rates = if livemode { LIVE } else { TEST };
+        Self::at(if livemode { LIVE } else { TEST })
+    }
+
+    /// So many calls a second in all, a fifth of them for callers who wait.
+    pub fn of(per_second: u32) -> Self {
+        let interactive = (per_second / 5).max(1);
+        Self::at(Rates { background: per_second.saturating_sub(interactive).max(1), interactive })
+    }
+
+    fn at(rates: Rates) -> Self {
         Self { background: Bucket::new(rates.background), interactive: Bucket::new(rates.interactive) }
     }
 

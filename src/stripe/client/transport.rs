@@ -70,7 +70,7 @@ pub(super) struct Transport {
     pub key: ApiKey,
     /// Without a slash at its end.
     pub base: String,
-    pace: Pace,
+    pub pace: Pace,
     luck: Mutex<fastrand::Rng>,
     server_time: Mutex<Option<DateTime<Utc>>>,
 }

@@ -1,0 +1,295 @@
+//! Compares everything with Stripe: events may be lost for days, and an endpoint may be turned off. Whatever differs is asked about like
+//! any nudge; nothing is written from a list, which is read over minutes.
+//!
+//! A step is one page. How far it came stands in the store, so a run goes on where it stopped.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use tokio::sync::Notify;
+use tracing::{info, warn};
+
+use super::asking::{AskError, Asker};
+use super::binding::owner;
+use super::{Rules, accept};
+use crate::domain::subscription::Snapshot;
+use crate::store::reconciliation::{self, Drift, Phase, Run};
+use crate::store::requests::{self, Subject};
+use crate::store::{Connection, StoreError, accounts, inbox};
+use crate::stripe::client::{Page, RemoteCustomer, RemoteSubscription};
+use crate::stripe::event::Event;
+use crate::stripe::registration::EVENTS;
+
+/// Drifted customers that are told by name; the others are counted.
+const TOLD_MAX: usize = 1000;
+/// Customers of ours that are looked at in one step.
+const OURS_AT_ONCE: i64 = 500;
+/// How far before the run before events are looked for: those of its last moments may not have been listed yet.
+const OVERLAP: TimeDelta = TimeDelta::hours(1);
+/// A pause after Stripe or the store failed.
+const PAUSE: Duration = Duration::from_secs(5);
+/// How often it is looked whether a run is due.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+
+/// Whether a run changes anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// What differs is asked about.
+    Mend,
+    /// What differs is told, and nothing is written.
+    DryRun,
+}
+
+/// Compares page by page.
+#[derive(Debug)]
+pub struct Reconciler {
+    asker: Arc<Asker>,
+    rules: Rules,
+    wanted: Notify,
+}
+
+/// A run under way.
+#[derive(Debug)]
+pub struct Comparison {
+    pub run: Run,
+    mode: Mode,
+    /// Whom a dry run has met: it writes no marks.
+    met: HashSet<String>,
+}
+
+impl Reconciler {
+    pub fn new(asker: Arc<Asker>, rules: Rules) -> Arc<Self> {
+        Arc::new(Self { asker, rules, wanted: Notify::new() })
+    }
+
+    /// Begins a run as soon as it can, whatever is due.
+    pub fn want(&self) {
+        self.wanted.notify_one();
+    }
+
+    /// Compares at once, then as often as `every`; until it is dropped.
+    pub async fn run(self: Arc<Self>, every: TimeDelta) {
+        let mut wanted = true;
+        loop {
+            match self.due(every, wanted).await {
+                Ok(true) => {
+                    if let Err(error) = self.once().await {
+                        warn!("the comparison with Stripe goes on later: {error}");
+                        tokio::time::sleep(PAUSE).await;
+                        continue;
+                    }
+                }
+                Ok(false) => {}
+                Err(error) => warn!("whether a comparison with Stripe is due could not be read: {error}"),
+            }
+            // A time-out means that nobody wants one.
+            wanted = tokio::time::timeout(LOOK_EVERY, self.wanted.notified()).await.is_ok();
+        }
+    }
+
+    async fn due(&self, every: TimeDelta, wanted: bool) -> Result<bool, StoreError> {
+        let last = reconciliation::last(&mut *self.asker.store.reader().await?).await?;
+        let now = (self.asker.clock)();
+        Ok(wanted || last.is_none_or(|run| run.finished_at.is_none() || run.started_at + every <= now))
+    }
+
+    /// One whole run, from where the last one stopped.
+    pub async fn once(&self) -> Result<Run, AskError> {
+        let mut comparison = self.begin(Mode::Mend).await?;
+        while comparison.run.phase != Phase::Done {
+            self.step(&mut comparison).await?;
+        }
+        let Run { checked, drifted, missed_events, .. } = comparison.run;
+        info!(checked, drifted, missed_events, "compared with Stripe: {checked} checked, {drifted} differed, {missed_events} events had not come");
+        Ok(comparison.run)
+    }
+
+    /// The run that was not finished, else a new one. A dry run is always new.
+    pub async fn begin(&self, mode: Mode) -> Result<Comparison, StoreError> {
+        let last = reconciliation::last(&mut *self.asker.store.reader().await?).await?;
+        let now = (self.asker.clock)();
+        let run = match last {
+            Some(run) if run.finished_at.is_none() && mode == Mode::Mend => run,
+            last => Run {
+                number: last.as_ref().map_or(0, |run| run.number) + 1,
+                phase: Phase::Subscriptions,
+                place: None,
+                events_since: last.map(|run| run.started_at - OVERLAP),
+                started_at: now,
+                finished_at: None,
+                checked: 0,
+                drifted: 0,
+                missed_events: 0,
+                drift: Vec::new(),
+            },
+        };
+        Ok(Comparison { run, mode, met: HashSet::new() })
+    }
+
+    /// One page.
+    pub async fn step(&self, comparison: &mut Comparison) -> Result<(), AskError> {
+        let now = (self.asker.clock)();
+        let place = comparison.run.place.clone();
+        match comparison.run.phase {
+            Phase::Subscriptions => {
+                let page = self.asker.client.subscriptions_page(place.as_deref(), now).await?;
+                self.subscriptions(comparison, page, now).await?;
+            }
+            Phase::Customers => {
+                let page = self.asker.client.customers_page(place.as_deref()).await?;
+                self.customers(comparison, page, now).await?;
+            }
+            Phase::Ours => self.ours(comparison, now).await?,
+            Phase::Events => self.events(comparison, now).await?,
+            Phase::Done => {}
+        }
+        self.asker.wake();
+        Ok(())
+    }
+
+    async fn subscriptions(
+        &self,
+        comparison: &mut Comparison,
+        page: Page<RemoteSubscription>,
+        now: DateTime<Utc>,
+    ) -> Result<(), StoreError> {
+        let mut tx = self.asker.store.begin().await?;
+        let db = tx.connection()?;
+        let mut asked = HashSet::new();
+        for shown in &page.items {
+            let known = accounts::customer(db, &shown.customer).await?;
+            let agrees = known.as_ref().is_some_and(|known| known.state.agrees(&shown.id, &shown.snapshot));
+            let unbound = known.as_ref().is_none_or(|known| owner(known).is_none()) && shown.user_hint.is_some();
+            comparison.meet(db, &shown.customer).await?;
+            if (!agrees || unbound) && asked.insert(shown.customer.clone()) {
+                let what = format!("subscription {}: Stripe says {}", shown.id, summary(&shown.snapshot));
+                comparison.differs(db, &shown.customer, what, now).await?;
+            }
+        }
+        comparison.run.checked += i64::try_from(page.items.len()).unwrap_or_default();
+        comparison.go_on(page.next, now);
+        comparison.save(db).await?;
+        tx.commit().await
+    }
+
+    async fn customers(&self, comparison: &mut Comparison, page: Page<RemoteCustomer>, now: DateTime<Utc>) -> Result<(), StoreError> {
+        let mut tx = self.asker.store.begin().await?;
+        let db = tx.connection()?;
+        for shown in &page.items {
+            let known = accounts::customer(db, &shown.id).await?;
+            comparison.meet(db, &shown.id).await?;
+            let bound = known.is_some_and(|known| owner(&known).is_some());
+            if let Some(user) = shown.user_hint.as_ref().filter(|_| !bound) {
+                comparison.differs(db, &shown.id, format!("its metadata name user {user}, and it was bound to nobody"), now).await?;
+            }
+        }
+        comparison.run.checked += i64::try_from(page.items.len()).unwrap_or_default();
+        comparison.go_on(page.next, now);
+        comparison.save(db).await?;
+        tx.commit().await
+    }
+
+    /// Those with a running subscription that none of Stripe's lists had.
+    async fn ours(&self, comparison: &mut Comparison, now: DateTime<Utc>) -> Result<(), StoreError> {
+        let mut tx = self.asker.store.begin().await?;
+        let db = tx.connection()?;
+        let after = comparison.run.place.clone().unwrap_or_default();
+        let found = reconciliation::not_met(db, comparison.run.number, &after, OURS_AT_ONCE).await?;
+        let full = i64::try_from(found.len()).is_ok_and(|count| OURS_AT_ONCE <= count);
+        let next = found.last().filter(|_| full).map(|(customer, _)| customer.clone());
+        for (customer, known) in &found {
+            if let Some(subscription) = known.state.running().next().filter(|_| !comparison.met.contains(customer)) {
+                let what = format!("subscription {subscription} runs here, and Stripe does not list it");
+                comparison.differs(db, customer, what, now).await?;
+            }
+        }
+        comparison.go_on(next, now);
+        comparison.save(db).await?;
+        tx.commit().await
+    }
+
+    /// Events that never came are taken as if they came now.
+    async fn events(&self, comparison: &mut Comparison, now: DateTime<Utc>) -> Result<(), AskError> {
+        let next = match comparison.run.events_since {
+            None => None,
+            Some(since) => {
+                let page = self.asker.client.events_page(since, comparison.run.place.as_deref()).await?;
+                let read = page.items.iter().filter_map(|raw| Some((Event::from_json(raw.get().as_bytes(), now).ok()?, raw)));
+                let ours: Vec<_> = read.filter(|(event, _)| EVENTS.contains(&event.kind.as_str())).collect();
+                let ids: Vec<&str> = ours.iter().map(|(event, _)| event.id.as_str()).collect();
+                let known = inbox::known(&mut *self.asker.store.reader().await?, &ids).await?;
+                // The oldest first, as they happened.
+                for (event, raw) in ours.iter().rev().filter(|(event, _)| !known.contains(&event.id)) {
+                    comparison.run.missed_events += 1;
+                    if comparison.mode == Mode::Mend {
+                        accept(&self.asker.store, &self.asker.catalogue, &self.rules, event, raw.get().as_bytes(), now).await?;
+                    }
+                }
+                page.next
+            }
+        };
+        comparison.go_on(next, now);
+        let mut tx = self.asker.store.begin().await?;
+        comparison.save(tx.connection()?).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+}
+
+impl Comparison {
+    async fn meet(&mut self, db: &mut Connection, customer: &str) -> Result<(), StoreError> {
+        match self.mode {
+            Mode::Mend => reconciliation::meet(db, customer, self.run.number).await,
+            Mode::DryRun => {
+                self.met.insert(customer.to_owned());
+                Ok(())
+            }
+        }
+    }
+
+    /// Notes that a customer differs, and asks for Stripe to be asked about him.
+    async fn differs(&mut self, db: &mut Connection, customer: &str, what: String, now: DateTime<Utc>) -> Result<(), StoreError> {
+        let told = self.run.drift.iter().any(|drift| drift.customer == customer);
+        if !told {
+            self.run.drifted += 1;
+            if self.run.drift.len() < TOLD_MAX {
+                self.run.drift.push(Drift { customer: customer.to_owned(), what });
+            }
+        }
+        if self.mode == Mode::Mend {
+            requests::raise(db, &Subject::Customer(customer.to_owned()), now).await?;
+        }
+        Ok(())
+    }
+
+    /// To the next page, or the next phase.
+    fn go_on(&mut self, next: Option<String>, now: DateTime<Utc>) {
+        if next.is_none() {
+            self.run.phase = self.run.phase.next();
+        }
+        self.run.place = next;
+        if self.run.phase == Phase::Done {
+            self.run.finished_at = Some(now);
+        }
+    }
+
+    async fn save(&self, db: &mut Connection) -> Result<(), StoreError> {
+        match self.mode {
+            Mode::Mend => reconciliation::save(db, &self.run).await,
+            Mode::DryRun => Ok(()),
+        }
+    }
+}
+
+/// `active, price_pro × 1`
+fn summary(snapshot: &Snapshot) -> String {
+    let item = |price: Option<&str>, quantity: Option<u64>| match (price, quantity) {
+        (Some(price), Some(quantity)) => format!("{price} × {quantity}"),
+        (Some(price), None) => price.to_owned(),
+        (None, _) => "an item without a price".to_owned(),
+    };
+    let items = snapshot.items.iter().map(|line| item(line.price.as_deref(), line.quantity));
+    [snapshot.status.name().to_owned()].into_iter().chain(items).collect::<Vec<_>>().join(", ")
+}
