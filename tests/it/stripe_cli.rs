@@ -193,6 +193,10 @@ async fn doctor_judges_the_endpoint() {
     let (code, out) = change(EndpointChange { enabled: Some(false), ..EndpointChange::default() }).await;
     assert!(code == 1 && lines(&out, "FAULT")[0].contains("is disabled"), "{out}");
     client(KEY, &stripe.base).create_webhook_endpoint(URL, &EVENTS, "2024-12-18.acacia", ONCE).await.unwrap();
+    let (code, out) = stripe.doctor(&[("PUBLIC_URL", "https://other.example.com")]);
+    assert!(code == 1 && lines(&out, "FAULT")[0].contains("none whose URL is https://other.example.com"), "{out}");
+    let (_, out) = stripe.doctor(&[("PUBLIC_URL", "")]);
+    assert_eq!((lines(&out, "ok     endpoint").len(), lines(&out, "FAULT  endpoint").len()), (1, 1), "each one is judged: {out}");
     let (_, out) = stripe.doctor(&[]);
     let warnings = lines(&out, "warn").join("\n");
     assert!(warnings.contains("sends 2024-12-18.acacia, not") && warnings.contains("there are 2 of this URL"), "{out}");
@@ -206,6 +210,19 @@ async fn doctor_warns_of_a_clock_before_it_is_a_fault() {
     let (code, out) = stripe.doctor(&[]);
     assert_eq!(code, 0, "{out}");
     assert!(lines(&out, "warn")[0].contains("s ahead of Stripe's"), "{out}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_goes_on_where_a_restricted_key_may_not_read_everything() {
+    let stripe = Stripe::start(Options::default()).await.stock();
+    stripe.register(&[]);
+    stripe.fake.script(1, Fault::Forbidden, "GET /v1/account");
+    let (code, out) = stripe.doctor(&[]);
+    assert!(code == 0 && out.contains("may not read the account, and need not") && lines(&out, "ok     clock").len() == 1, "{out}");
+    stripe.fake.script(1, Fault::Forbidden, "GET /v1/prices/price_pro");
+    let (code, out) = stripe.doctor(&[]);
+    let faults = lines(&out, "FAULT");
+    assert!(code == 1 && faults.len() == 1 && faults[0].contains("a restricted key needs the permission"), "{out}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

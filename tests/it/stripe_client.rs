@@ -215,8 +215,9 @@ async fn a_wait_that_ends_after_the_deadline_is_not_begun() {
 async fn who_never_answers_is_waited_for_until_the_deadline() {
     let (fake, stripe) = stripe(Options::default()).await;
     fake.script(100, Fault::Hang, "");
-    let brief = Patience { deadline: Duration::from_millis(200), ..QUICK };
-    assert!(matches!(stripe.with(brief).account().await, Err(StripeError::Unreachable(_))));
+    let brief = stripe.with(Patience { deadline: Duration::from_millis(200), answer: Duration::from_secs(3600), ..QUICK });
+    let answer = tokio::time::timeout(Duration::from_secs(60), brief.account()).await.expect("the deadline is not for one try alone");
+    assert!(matches!(answer, Err(StripeError::Unreachable(_))));
     let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", nobody.local_addr().unwrap());
     drop(nobody);
