@@ -12,6 +12,8 @@ use spendgate::cli::serve::Server;
 use spendgate::config::{AdminKey, Config, StripeConfig};
 use spendgate::domain::tiers_file;
 use spendgate::stripe::signature::Secret;
+use spendgate::sync::asking::Asker;
+use spendgate::sync::reconcile::Reconciler;
 use tempfile::TempDir;
 
 /// Where every promise is tested. A second database only adds a line.
@@ -156,6 +158,16 @@ impl TestApp {
 
     pub fn advance(&self, by: TimeDelta) {
         *self.clock.lock().unwrap() += by;
+    }
+
+    /// Who asks Stripe; only where there is a key.
+    pub fn asker(&self) -> Arc<Asker> {
+        self.server.as_ref().and_then(|server| server.asker.clone()).expect("it has a key")
+    }
+
+    /// Who compares everything with Stripe; only where there is a key.
+    pub fn reconciler(&self) -> Arc<Reconciler> {
+        self.server.as_ref().and_then(|server| server.reconciler.clone()).expect("it has a key")
     }
 
     pub fn address(&self) -> SocketAddr {

@@ -6,7 +6,7 @@ use spendgate::fake_stripe::{FakeStripe, Generation, Options, PriceSpec};
 use crate::app::{TIERS, TestApp, WEBHOOK_SECRET, on_each_database};
 
 /// Posts what waits, as the weather lets it through.
-async fn deliver(app: &TestApp, fake: &FakeStripe, weather: Weather) {
+pub async fn deliver(app: &TestApp, fake: &FakeStripe, weather: Weather) {
     for delivery in fake.deliveries(7, weather) {
         let request =
             delivery.headers.iter().fold(TestApp::client().post(&delivery.url), |request, (name, value)| request.header(name, value));

@@ -4,6 +4,7 @@
 
 mod accounts;
 mod app;
+mod asking;
 mod auth;
 mod cli;
 mod demo_routes;
