@@ -15,6 +15,7 @@ mod events;
 mod fake_stripe;
 mod holds;
 mod model;
+mod reconcile;
 mod recorded_events;
 mod retention;
 mod stripe;
