@@ -254,10 +254,10 @@ mod tests {
         check("STRIPE_API_BASE", "api.stripe.com/v1");
         check("RETENTION_DAYS", "34");
         check("RETENTION_DAYS", "never");
-        check("RECONCILE_EVERY", "6");
+        check("RECONCILE_EVERY", "6 hours");
         check("RECONCILE_EVERY", "1m");
         check("RECONCILE_EVERY", "99999999999999999d");
-        check("STRIPE_CALLS_PER_SECOND", "0");
+        check("STRIPE_CALLS_PER_SECOND", "1001");
         check("ADMIN_API_KEY", "short-key");
         check("PUBLIC_URL", "shop.example.net");
         check("PUBLIC_URL", "https://spend.example.com/?x");
