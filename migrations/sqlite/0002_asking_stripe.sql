@@ -27,6 +27,7 @@ CREATE TABLE requests (
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX requests_due ON requests (due_at) WHERE due_at IS NOT NULL;
+CREATE INDEX requests_given_up ON requests (given_up_at) WHERE given_up_at IS NOT NULL;
 
 -- The nudge that the event made, while its answer is awaited.
 ALTER TABLE inbox ADD COLUMN requested_seq INTEGER;

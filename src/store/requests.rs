@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
-use super::{Connection, StoreError, corrupt, from_micros, micros};
+use super::{Connection, StoreError, corrupt, micros};
 
 /// A number that is larger than every one before it.
 pub type Ticket = i64;
@@ -32,30 +32,25 @@ impl Subject {
     }
 }
 
-/// How far the questions about one subject are.
+/// Something that Stripe is to be asked about.
 #[derive(Clone, Debug)]
 pub struct Request {
     pub subject: Subject,
-    pub requested: Ticket,
-    pub applied: Ticket,
+    /// Questions in a row that failed.
     pub tries: u32,
-    pub given_up_at: Option<DateTime<Utc>>,
-    pub error: Option<String>,
 }
 
 const TICKET: &str = "UPDATE tickets SET last = last + 1 RETURNING last";
 const RAISE: &str = "INSERT INTO requests (subject, kind, requested_seq, due_at) VALUES ($1, $2, $3, $4) ON CONFLICT (subject) DO UPDATE SET \
      requested_seq = excluded.requested_seq, due_at = excluded.due_at, tries = 0, given_up_at = NULL, error = NULL";
-const DUE: &str = "SELECT subject, kind, requested_seq, applied_seq, tries, given_up_at, error FROM requests \
+const DUE: &str = "SELECT subject, kind, tries FROM requests \
      WHERE due_at <= $1 ORDER BY due_at LIMIT $2";
-const ONE: &str = "SELECT subject, kind, requested_seq, applied_seq, tries, given_up_at, error FROM requests WHERE subject = $1";
-const NEXT_DUE: &str = "SELECT MIN(due_at) FROM requests WHERE due_at IS NOT NULL";
 const APPLIED: &str = "UPDATE requests SET applied_seq = $2, tries = 0, given_up_at = NULL, error = NULL, \
      due_at = CASE WHEN requested_seq <= $2 THEN NULL ELSE $3 END WHERE subject = $1 AND applied_seq < $2";
 const FAILED: &str = "UPDATE requests SET tries = tries + 1, due_at = $3, given_up_at = $4, error = $5 \
      WHERE subject = $1 AND requested_seq <= $2 AND applied_seq < $2";
-const WAITING: &str = "SELECT COUNT(*) FILTER (WHERE due_at IS NOT NULL) AS waiting, \
-     COUNT(*) FILTER (WHERE given_up_at IS NOT NULL) AS given_up FROM requests";
+const BACKLOG: &str = "SELECT (SELECT COUNT(*) FROM requests WHERE due_at IS NOT NULL) AS waiting, \
+     (SELECT COUNT(*) FROM requests WHERE given_up_at IS NOT NULL) AS given_up";
 
 /// Takes the next number. The caller's transaction makes it last.
 pub async fn ticket(db: &mut Connection) -> Result<Ticket, StoreError> {
@@ -72,16 +67,6 @@ pub async fn raise(db: &mut Connection, subject: &Subject, now: DateTime<Utc>) -
 /// What is due at `now`, that which waits longest first.
 pub async fn due(db: &mut Connection, now: DateTime<Utc>, limit: i64) -> Result<Vec<Request>, StoreError> {
     sqlx::query(DUE).bind(micros(now)).bind(limit).fetch_all(db).await?.iter().map(read).collect()
-}
-
-/// When the next question is due.
-pub async fn next_due(db: &mut Connection) -> Result<Option<DateTime<Utc>>, StoreError> {
-    let at: Option<i64> = sqlx::query_scalar(NEXT_DUE).fetch_one(db).await?;
-    at.map(from_micros).transpose()
-}
-
-pub async fn one(db: &mut Connection, subject: &str) -> Result<Option<Request>, StoreError> {
-    sqlx::query(ONE).bind(subject).fetch_optional(db).await?.as_ref().map(read).transpose()
 }
 
 /// The answer to the question of `ticket` is about to be written. `false` where a later one was: then nothing may be.
@@ -115,7 +100,7 @@ pub struct Backlog {
 }
 
 pub async fn backlog(db: &mut Connection) -> Result<Backlog, StoreError> {
-    let row = sqlx::query(WAITING).fetch_one(db).await?;
+    let row = sqlx::query(BACKLOG).fetch_one(db).await?;
     Ok(Backlog { waiting: row.try_get("waiting")?, given_up: row.try_get("given_up")? })
 }
 
@@ -126,13 +111,6 @@ fn read(row: &SqliteRow) -> Result<Request, StoreError> {
         "subscription" => Subject::Subscription(id),
         _ => return Err(corrupt("a request of an unknown kind")),
     };
-    let (tries, given_up_at): (i64, Option<i64>) = (row.try_get("tries")?, row.try_get("given_up_at")?);
-    Ok(Request {
-        subject,
-        requested: row.try_get("requested_seq")?,
-        applied: row.try_get("applied_seq")?,
-        tries: u32::try_from(tries).unwrap_or(u32::MAX),
-        given_up_at: given_up_at.map(from_micros).transpose()?,
-        error: row.try_get("error")?,
-    })
+    let tries: i64 = row.try_get("tries")?;
+    Ok(Request { subject, tries: u32::try_from(tries).unwrap_or(u32::MAX) })
 }
