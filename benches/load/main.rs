@@ -193,8 +193,10 @@ async fn known(args: Known) -> Result<()> {
     }
     // What is there once (caches of the database, the filter of ids, room for what is pending) is there with a quarter of them too.
     service.meet(args.users / 4).await?;
+    service.rest().await?;
     let few = service.resident()?;
     service.meet(args.users).await?;
+    service.rest().await?;
     let more = service.resident()?.saturating_sub(few) / (args.users - args.users / 4) as u64;
     println!("{more} bytes in memory for each user more, up to {}; {} MB with a quarter of them", args.users, few >> 20);
     for _ in 0..3 {

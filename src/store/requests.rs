@@ -49,6 +49,7 @@ const APPLIED: &str = "UPDATE requests SET applied_seq = $2, tries = 0, given_up
      due_at = CASE WHEN requested_seq <= $2 THEN NULL ELSE $3 END WHERE subject = $1 AND applied_seq < $2";
 const FAILED: &str = "UPDATE requests SET tries = tries + 1, due_at = $3, given_up_at = $4, error = $5 \
      WHERE subject = $1 AND requested_seq <= $2 AND applied_seq < $2";
+const WAITS: &str = "SELECT 1 FROM requests WHERE subject = $1 AND due_at IS NOT NULL";
 const BACKLOG: &str = "SELECT (SELECT COUNT(*) FROM requests WHERE due_at IS NOT NULL) AS waiting, \
      (SELECT COUNT(*) FROM requests WHERE given_up_at IS NOT NULL) AS given_up";
 
@@ -67,6 +68,11 @@ pub async fn raise(db: &mut Connection, subject: &Subject, now: DateTime<Utc>) -
 /// What is due at `now`, that which waits longest first.
 pub async fn due(db: &mut Connection, now: DateTime<Utc>, limit: i64) -> Result<Vec<Request>, StoreError> {
     sqlx::query(DUE).bind(micros(now)).bind(limit).fetch_all(db).await?.iter().map(read).collect()
+}
+
+/// Whether `subject` is to be asked about already.
+pub async fn waits(db: &mut Connection, subject: &str) -> Result<bool, StoreError> {
+    Ok(sqlx::query(WAITS).bind(subject).fetch_optional(db).await?.is_some())
 }
 
 /// The answer to the question of `ticket` is about to be written. `false` where a later one was: then nothing may be.

@@ -55,8 +55,9 @@ pub struct Reconciler {
 pub struct Comparison {
     pub run: Run,
     mode: Mode,
-    /// Whom a dry run has met: it writes no marks.
+    /// Whom a dry run has met, and who of them differs: it writes no marks.
     met: HashSet<String>,
+    differing: HashSet<String>,
 }
 
 impl Reconciler {
@@ -128,7 +129,7 @@ impl Reconciler {
                 drift: Vec::new(),
             },
         };
-        Ok(Comparison { run, mode, met: HashSet::new() })
+        Ok(Comparison { run, mode, met: HashSet::new(), differing: HashSet::new() })
     }
 
     /// One page.
@@ -252,14 +253,18 @@ impl Comparison {
         }
     }
 
-    /// Notes that a customer differs, and asks for Stripe to be asked about him.
+    /// Notes that a customer differs, and asks for Stripe to be asked about him. Who is to be asked about anyway is no news.
     async fn differs(&mut self, db: &mut Connection, customer: &str, what: String, now: DateTime<Utc>) -> Result<(), StoreError> {
-        let told = self.run.drift.iter().any(|drift| drift.customer == customer);
-        if !told {
-            self.run.drifted += 1;
-            if self.run.drift.len() < TOLD_MAX {
-                self.run.drift.push(Drift { customer: customer.to_owned(), what });
-            }
+        let asked_anyway = match self.mode {
+            Mode::Mend => requests::waits(db, customer).await?,
+            Mode::DryRun => !self.differing.insert(customer.to_owned()),
+        };
+        if asked_anyway {
+            return Ok(());
+        }
+        self.run.drifted += 1;
+        if self.run.drift.len() < TOLD_MAX {
+            self.run.drift.push(Drift { customer: customer.to_owned(), what });
         }
         if self.mode == Mode::Mend {
             requests::raise(db, &Subject::Customer(customer.to_owned()), now).await?;
