@@ -50,8 +50,9 @@ fn benches(criterion: &mut Criterion) {
     };
     let batch: Vec<Operation> = (0..64).map(record).collect();
     let book = || Book::new(now, &SpentByDay::new(), Money::ZERO, []);
-    let payers: HashMap<UserId, Payer> =
-        (0..16).map(|number| (user(number), Payer { profile: Profile::default().shared(), exists: true, entries: 0, book: book() })).collect();
+    let payers: HashMap<UserId, Payer> = (0..16)
+        .map(|number| (user(number), Payer { profile: Profile::default().shared(), exists: true, entries: 0, book: book() }))
+        .collect();
     criterion.bench_function("ledger/64 steps and their sums", |bencher| {
         bencher.iter(|| {
             let mut ledger = Ledger {

@@ -114,13 +114,7 @@ impl Done {
     }
 }
 
-async fn apply(
-    db: &mut Connection,
-    catalogue: &Catalogue,
-    rules: &Rules,
-    event: &Event,
-    now: DateTime<Utc>,
-) -> Result<Done, StoreError> {
+async fn apply(db: &mut Connection, catalogue: &Catalogue, rules: &Rules, event: &Event, now: DateTime<Utc>) -> Result<Done, StoreError> {
     if let Some(account) = &event.account {
         let detail = format!("the event belongs to the connected account {account}; only our own account's events are applied");
         return Ok(Done::noted(parked("other_account", detail)));

@@ -14,9 +14,9 @@ use crate::domain::catalogue::Catalogue;
 use crate::meter::Clock;
 use crate::store::reconciliation::{Drift, Phase};
 use crate::store::{Store, StoreError, accounts};
+use crate::sync::Rules;
 use crate::sync::asking::Asker;
 use crate::sync::reconcile::{Mode, Reconciler};
-use crate::sync::Rules;
 
 /// How often a page of Stripe's is asked for before the command gives up; it goes on from there when it is called again.
 const TRIES: u32 = 5;

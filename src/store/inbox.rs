@@ -35,17 +35,8 @@ pub enum EventState {
 }
 
 impl EventState {
-    pub const ALL: [Self; 9] = [
-        Self::Applied,
-        Self::Kept,
-        Self::Stale,
-        Self::Noted,
-        Self::Ignored,
-        Self::Parked,
-        Self::Unreadable,
-        Self::Queued,
-        Self::Dead,
-    ];
+    pub const ALL: [Self; 9] =
+        [Self::Applied, Self::Kept, Self::Stale, Self::Noted, Self::Ignored, Self::Parked, Self::Unreadable, Self::Queued, Self::Dead];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -155,13 +146,7 @@ pub async fn settle_awaiting(
 }
 
 /// It turned out whose subscription it is: what awaited an answer about it awaits one about the customer.
-pub async fn hand_over(
-    db: &mut Connection,
-    subscription: &str,
-    customer: &str,
-    ticket: Ticket,
-    nudge: Ticket,
-) -> Result<(), StoreError> {
+pub async fn hand_over(db: &mut Connection, subscription: &str, customer: &str, ticket: Ticket, nudge: Ticket) -> Result<(), StoreError> {
     sqlx::query(HAND_OVER).bind(subscription).bind(customer).bind(ticket).bind(nudge).execute(db).await?;
     Ok(())
 }

@@ -73,13 +73,15 @@ pub struct Run {
     pub drift: Vec<Drift>,
 }
 
-const LAST: &str = "SELECT run, phase, place, events_since, started_at, finished_at, checked, drifted, missed_events, drift FROM reconciliation";
+const LAST: &str =
+    "SELECT run, phase, place, events_since, started_at, finished_at, checked, drifted, missed_events, drift FROM reconciliation";
 const SAVE: &str = "INSERT INTO reconciliation (only, run, phase, place, events_since, started_at, finished_at, checked, drifted, missed_events, drift) \
      VALUES (1, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (only) DO UPDATE SET run = excluded.run, phase = excluded.phase, \
      place = excluded.place, events_since = excluded.events_since, started_at = excluded.started_at, finished_at = excluded.finished_at, \
      checked = excluded.checked, drifted = excluded.drifted, missed_events = excluded.missed_events, drift = excluded.drift";
 const MEET: &str = "UPDATE customers SET reconciled_in = $2 WHERE customer = $1";
-const NOT_MET: &str = "SELECT customer, account_id, user_id, state FROM customers WHERE reconciled_in <> $1 AND $2 < customer ORDER BY customer LIMIT $3";
+const NOT_MET: &str =
+    "SELECT customer, account_id, user_id, state FROM customers WHERE reconciled_in <> $1 AND $2 < customer ORDER BY customer LIMIT $3";
 
 /// The last one, finished or not.
 pub async fn last(db: &mut Connection) -> Result<Option<Run>, StoreError> {

@@ -149,4 +149,3 @@ pub(super) async fn bound(
     accounts::meet(db, &hint, now).await?;
     Ok(Some(hint))
 }
-

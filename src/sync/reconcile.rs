@@ -102,7 +102,10 @@ impl Reconciler {
             self.step(&mut comparison).await?;
         }
         let Run { checked, drifted, missed_events, .. } = comparison.run;
-        info!(checked, drifted, missed_events, "compared with Stripe: {checked} checked, {drifted} differed, {missed_events} events had not come");
+        info!(
+            checked,
+            drifted, missed_events, "compared with Stripe: {checked} checked, {drifted} differed, {missed_events} events had not come"
+        );
         Ok(comparison.run)
     }
 
