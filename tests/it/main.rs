@@ -23,6 +23,7 @@ mod stripe_client;
 mod stripe_setup;
 mod tidy;
 mod tiers_files;
+mod upgrade;
 mod usage;
 mod users;
 mod webhook;
