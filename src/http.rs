@@ -39,6 +39,7 @@ use crate::stripe::signature::Secret;
 use crate::sync::asking::Asker;
 use crate::sync::reconcile::Reconciler;
 use crate::sync::{Rules, Touched};
+use crate::upgrade::Upgrades;
 use auth::KeyRing;
 use error::{ErrorCode, Problem};
 
@@ -55,6 +56,8 @@ pub struct App {
     pub asker: Option<Arc<Asker>>,
     /// Compares everything with Stripe; `None` where it is not asked.
     pub reconciler: Option<Arc<Reconciler>>,
+    /// Makes links to buy more, and follows them; `None` where Stripe is not asked.
+    pub upgrades: Option<Arc<Upgrades>>,
     /// Where users reach this service; without a slash at its end.
     pub public_url: String,
     pub clock: Clock,
@@ -146,6 +149,8 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/reconciliation", get(reconciliation::show).post(reconciliation::begin))
         .route("/webhooks/stripe", post(webhook::receive))
         .route("/upgrade", get(upgrade::page))
+        .route("/upgrade/{token}", get(upgrade::open))
+        .route("/billing/return/{token}", get(upgrade::returned))
         .route("/healthz", get(health::alive))
         .route("/readyz", get(health::ready))
         .fallback(async || Problem::new(ErrorCode::NotFound, "there is nothing at this path; docs/API.md lists what there is"))

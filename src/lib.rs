@@ -9,3 +9,4 @@ pub mod meter;
 pub mod store;
 pub mod stripe;
 pub mod sync;
+pub mod upgrade;

@@ -9,6 +9,7 @@ pub mod inbox;
 pub mod journal;
 pub mod keys;
 pub mod ledger;
+pub mod links;
 pub mod reconciliation;
 pub mod requests;
 mod retention;

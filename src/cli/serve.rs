@@ -22,11 +22,12 @@ use crate::http::auth::{ENVIRONMENT_KEY_ID, KeyRing, Scopes, digest, new_key};
 use crate::http::{self, App};
 use crate::meter::{Clock, Meter};
 use crate::store::keys::StoredKey;
-use crate::store::{Store, keys};
+use crate::store::{Store, keys, links};
 use crate::stripe::client::Client;
 use crate::sync::Rules;
 use crate::sync::asking::{Asker, Tell};
 use crate::sync::reconcile::Reconciler;
+use crate::upgrade::{Key, Upgrades};
 
 /// A server that runs.
 #[derive(Debug)]
@@ -74,6 +75,11 @@ impl Server {
         if let Some((reconciler, every)) = reconciler.clone().zip(config.stripe.reconcile_every) {
             background.spawn(reconciler.run(every));
         }
+        let public_url = config.public_url.clone().unwrap_or_else(|| format!("http://{address}"));
+        let upgrades = match asker.clone() {
+            Some(asker) => Some(Arc::new(Upgrades::new(asker, link_key(&store, machine).await?, public_url.clone()))),
+            None => None,
+        };
         let app = Arc::new(App {
             store: store.clone(),
             meter,
@@ -83,7 +89,8 @@ impl Server {
             webhook_secrets: config.webhook_secrets.clone(),
             rules,
             reconciler: reconciler.clone(),
-            public_url: config.public_url.clone().unwrap_or_else(|| format!("http://{address}")),
+            upgrades,
+            public_url,
             clock,
         });
         let (stop, stopped) = oneshot::channel();
@@ -197,6 +204,14 @@ async fn first_key(store: &Store, given: Option<&AdminKey>, machine: &Machine) -
     }
     tx.commit().await?;
     Ok(made)
+}
+
+/// What signs links to buy more; made at the first start.
+async fn link_key(store: &Store, machine: &Machine) -> anyhow::Result<Key> {
+    let mut tx = store.begin().await?;
+    let secret = links::secret(tx.connection()?, (machine.random)()?).await?;
+    tx.commit().await?;
+    Ok(Key::new(secret))
 }
 
 pub async fn run(machine: Machine) -> anyhow::Result<()> {

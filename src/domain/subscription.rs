@@ -70,7 +70,7 @@ impl Status {
     }
 
     /// Stripe never leaves these again.
-    fn is_final(&self) -> bool {
+    pub fn is_final(&self) -> bool {
         match self {
             Self::Canceled | Self::IncompleteExpired => true,
             Self::Incomplete | Self::Trialing | Self::Active | Self::PastDue | Self::Unpaid | Self::Paused | Self::Unknown(_) => false,
@@ -160,6 +160,11 @@ impl Snapshot {
     fn best_item<'c>(&self, catalogue: &'c Catalogue) -> Option<(&Item, &'c Tier)> {
         let mapped = self.items.iter().filter_map(|item| Some((item, catalogue.tier_of(item.names())?)));
         mapped.max_by_key(|(_, tier)| tier.rank)
+    }
+
+    /// The dearest tier that its items buy, whether it is paid or not.
+    pub fn tier<'c>(&self, catalogue: &'c Catalogue) -> Option<&'c Tier> {
+        self.best_item(catalogue).map(|(_, tier)| tier)
     }
 
     fn ends_at(&self) -> Option<DateTime<Utc>> {

@@ -12,6 +12,8 @@ use crate::store::StoreError;
 
 /// When a caller should ask again after a 503, in seconds.
 const RETRY_AFTER_SECONDS: u32 = 1;
+/// The same after a 429: what is counted is counted by the minute.
+const RETRY_AFTER_TOO_MANY_SECONDS: u32 = 60;
 
 /// The stable names of what can go wrong. docs/API.md lists them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -38,6 +40,10 @@ pub enum ErrorCode {
     SignatureStale,
     NotAnEvent,
     StripeNotAsked,
+    StripeUnreachable,
+    LinkExpired,
+    LinkInvalid,
+    TooManyRequests,
     WebhookNotConfigured,
     Busy,
     StoreUnavailable,
@@ -51,14 +57,16 @@ impl ErrorCode {
             }
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::ForbiddenScope => StatusCode::FORBIDDEN,
-            Self::NotFound | Self::EventNotFound | Self::AccountNotFound | Self::HoldNotFound => StatusCode::NOT_FOUND,
+            Self::NotFound | Self::EventNotFound | Self::AccountNotFound | Self::HoldNotFound | Self::LinkInvalid => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::IdReused | Self::HoldEnded | Self::CustomerBound => StatusCode::CONFLICT,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::MissingField | Self::UnknownField | Self::InvalidField => StatusCode::UNPROCESSABLE_ENTITY,
             Self::StripeNotAsked => StatusCode::CONFLICT,
-            Self::WebhookNotConfigured | Self::Busy | Self::StoreUnavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Self::LinkExpired => StatusCode::GONE,
+            Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
+            Self::StripeUnreachable | Self::WebhookNotConfigured | Self::Busy | Self::StoreUnavailable => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
@@ -85,6 +93,10 @@ impl ErrorCode {
             Self::SignatureStale => "The delivery's signature is too old or too new",
             Self::NotAnEvent => "The body is not a Stripe event",
             Self::StripeNotAsked => "There is no key to ask Stripe with",
+            Self::StripeUnreachable => "Stripe cannot be reached",
+            Self::LinkExpired => "The link has expired",
+            Self::LinkInvalid => "There is no such link",
+            Self::TooManyRequests => "Too many requests within a minute",
             Self::WebhookNotConfigured => "No webhook secret is configured",
             Self::Busy => "Too many writes are waiting",
             Self::StoreUnavailable => "The store is not available",
@@ -167,6 +179,9 @@ impl IntoResponse for Problem {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if status == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECONDS));
+        }
+        if status == StatusCode::TOO_MANY_REQUESTS {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_TOO_MANY_SECONDS));
         }
         if status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

@@ -1,17 +1,20 @@
-//! The page that an upgrade URL leads to where the operator has none of his own.
+//! The way to pay more: the page of plans, the links that lead on to Stripe, and the page that people come back to.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::http::{HeaderName, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use serde::Deserialize;
 
 use super::App;
-use super::body::Params;
+use super::body::{Params, PathText};
 use super::error::{ErrorCode, Problem};
 use crate::domain::catalogue::Tier;
+use crate::domain::user::UserId;
+use crate::upgrade::{Claim, Destination, Purpose, TokenError, UpgradeError, Upgrades};
+use tracing::{error, warn};
 
 #[derive(Debug, Deserialize)]
 pub struct Query {
@@ -31,15 +34,117 @@ pub async fn page(State(app): State<Arc<App>>, Params(query): Params<Query>) -> 
     let rows: String = above.map(row).collect();
     let contact =
         catalogue.contact_url.as_deref().map(|url| format!("<p><a href=\"{}\">Talk to us</a></p>", escaped(url))).unwrap_or_default();
+    let body = format!(
+        "<h1>You have reached the limit of your plan</h1><p>These plans give you more:</p>\
+         <table><tr><th>Plan<th>A month<th>Budgets</tr>{rows}</table>{contact}"
+    );
+    Ok(html("Plans", &body))
+}
+
+/// `GET /upgrade/{token}`: leads on to the page of Stripe's that is right for whoever opens it. Whatever only looks at the link makes
+/// nothing.
+pub async fn open(State(app): State<Arc<App>>, method: Method, headers: HeaderMap, PathText(token): PathText) -> Response {
+    let opened = async {
+        let (upgrades, claim) = read(&app, Purpose::Upgrade, &token)?;
+        if method == Method::HEAD || is_prefetch(&headers) {
+            return Ok(html("Upgrade", "<h1>Upgrade your plan</h1><p>Open this page to go on.</p>"));
+        }
+        let (now, user) = (app.now(), claim.user.clone());
+        // To its end also where the caller goes away: what is made at Stripe is to be written down.
+        let done = tokio::spawn(async move { upgrades.open(&claim, now).await }).await;
+        let to = match done.map_err(|_| interrupted())?.map_err(problem)? {
+            Destination::Stripe(url) => url,
+            Destination::Plans => plans(&app, &user).await?,
+        };
+        let to = HeaderValue::try_from(to).map_err(|_| interrupted())?;
+        Ok((StatusCode::SEE_OTHER, [(header::LOCATION, to)]).into_response())
+    };
+    opened.await.map_or_else(|problem: Problem| unseen(problem), unseen)
+}
+
+/// `GET /billing/return/{token}`: where people come back to. They are faster than the webhook, so Stripe is asked at once; where it
+/// does not answer the page says what is known.
+pub async fn returned(State(app): State<Arc<App>>, method: Method, headers: HeaderMap, PathText(token): PathText) -> Response {
+    let shown = async {
+        let (upgrades, claim) = read(&app, Purpose::Return, &token)?;
+        let user = claim.user.clone();
+        if method != Method::HEAD && !is_prefetch(&headers) {
+            let now = app.now();
+            let done = tokio::spawn(async move { upgrades.returned(&claim, now).await }).await;
+            match done.map_err(|_| interrupted())? {
+                Err(UpgradeError::Stripe(error)) => warn!("Stripe could not be asked about user {user}, who is back from it: {error}"),
+                done => done.map_err(problem)?,
+            }
+        }
+        let view = app.meter.view(&user, app.now()).await?;
+        let tier = escaped(&view.standing.tier.name);
+        Ok(html(
+            "Your plan",
+            &format!("<h1>Your plan is {tier}</h1><p>If this is not yet what you chose, load this page again in a moment.</p>"),
+        ))
+    };
+    shown.await.map_or_else(|problem: Problem| unseen(problem), unseen)
+}
+
+/// What a link says, and who follows it.
+fn read(app: &App, purpose: Purpose, token: &str) -> Result<(Arc<Upgrades>, Claim), Problem> {
+    let nothing = || Problem::new(ErrorCode::LinkInvalid, "without a Stripe key no links are given out");
+    let upgrades = app.upgrades.clone().ok_or_else(nothing)?;
+    let claim = upgrades.read(purpose, token, app.now()).map_err(|error| problem(error.into()))?;
+    Ok((upgrades, claim))
+}
+
+/// Our own page of plans, for who cannot be sent to Stripe.
+async fn plans(app: &App, user: &UserId) -> Result<String, Problem> {
+    let view = app.meter.view(user, app.now()).await?;
+    let tier = &view.standing.tier.name;
+    Ok(app.catalogue.upgrade_url.fill(&app.public_url, tier, tier, user))
+}
+
+/// Whether a browser only looks ahead.
+fn is_prefetch(headers: &HeaderMap) -> bool {
+    let names = ["purpose", "sec-purpose", "x-purpose", "x-moz"];
+    let said = names.iter().flat_map(|name| headers.get_all(*name)).filter_map(|value| value.to_str().ok());
+    said.map(str::to_ascii_lowercase).any(|said| said.contains("prefetch") || said.contains("prerender") || said.contains("preview"))
+}
+
+fn interrupted() -> Problem {
+    Problem::new(ErrorCode::StripeUnreachable, "what was begun did not end; open the link again")
+}
+
+fn problem(error: UpgradeError) -> Problem {
+    match error {
+        UpgradeError::Token(TokenError::Invalid) => Problem::new(ErrorCode::LinkInvalid, TokenError::Invalid.to_string()),
+        UpgradeError::Token(TokenError::Expired) => {
+            Problem::new(ErrorCode::LinkExpired, "the link has expired; go back to where it was shown for a new one")
+        }
+        UpgradeError::TooMany => Problem::new(ErrorCode::TooManyRequests, "the link was opened too often; open it again in a minute"),
+        UpgradeError::Store(error) => error.into(),
+        UpgradeError::Stripe(error) => {
+            error!(%error, "nobody could be sent on to buy more: {error}");
+            Problem::new(ErrorCode::StripeUnreachable, "Stripe, where plans are bought, does not answer; open the link again in a moment")
+        }
+    }
+}
+
+/// An answer that no cache keeps, and from which no other site learns the link.
+fn unseen(answer: impl IntoResponse) -> Response {
+    let mut answer = answer.into_response();
+    answer.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    answer.headers_mut().insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    answer
+}
+
+/// A page of ours; `body` is HTML.
+fn html(title: &str, body: &str) -> Response {
     let html = format!(
-        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content=\"width=device-width\"><title>Plans</title>\
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content=\"width=device-width\"><title>{title}</title>\
          <style>body{{font:16px system-ui;margin:3rem auto;max-width:40rem;padding:0 1rem}}td,th{{padding:.4rem 1rem .4rem 0;text-align:left}}</style>\
-         <h1>You have reached the limit of your plan</h1><p>These plans give you more:</p>\
-         <table><tr><th>Plan<th>A month<th>Budgets</tr>{rows}</table>{contact}</html>"
+         {body}</html>"
     );
     let headers: [(HeaderName, &str); 3] =
         [(header::CACHE_CONTROL, "no-store"), (header::CONTENT_SECURITY_POLICY, POLICY), (header::REFERRER_POLICY, "no-referrer")];
-    Ok((headers, Html(html)).into_response())
+    (headers, Html(html)).into_response()
 }
 
 fn row(tier: &Tier) -> String {

@@ -205,7 +205,7 @@ impl<'c> More<'c> {
         let next = app.catalogue.upgrade_from(tier).filter(|_| own);
         match (decision.action, next) {
             (Action::Block, Some(next)) => Self {
-                url: Some(app.catalogue.upgrade_url.fill(&app.public_url, &tier.name, &next.name, user)),
+                url: Some(link(app, user, tier, next)),
                 upgrade: Some(Upgrade { tier: &next.name, monthly_price: next.monthly_price, budgets: &next.budgets.limits }),
                 contact_url: None,
             },
@@ -213,4 +213,13 @@ impl<'c> More<'c> {
             (Action::Allow | Action::Warn | Action::Degrade, _) => Self::default(),
         }
     }
+}
+
+/// Where the user buys `next`. With a Stripe key and no page of the operator's own it is a link that leads on to Stripe, made here and
+/// now without asking it.
+fn link(app: &App, user: &UserId, tier: &Tier, next: &Tier) -> String {
+    let template = &app.catalogue.upgrade_url;
+    let upgrades = app.upgrades.as_ref().filter(|_| template.is_below_us());
+    let signed = upgrades.and_then(|upgrades| upgrades.link(user, &next.name, app.now()));
+    signed.unwrap_or_else(|| template.fill(&app.public_url, &tier.name, &next.name, user))
 }

@@ -24,6 +24,7 @@ mod stripe_client;
 mod stripe_setup;
 mod tidy;
 mod tiers_files;
+mod upgrade;
 mod usage;
 mod users;
 mod webhook;

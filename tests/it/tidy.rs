@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 const LINES_MAX: usize = 500;
 
 /// Room → the rooms that it may use. `main` and `cli` may use all.
-const DOORS: [(&str, &[&str]); 10] = [
+const DOORS: [(&str, &[&str]); 11] = [
     ("lib", &[]),
     ("config", &["stripe"]),
     ("domain", &[]),
@@ -15,8 +15,9 @@ const DOORS: [(&str, &[&str]); 10] = [
     ("fake_stripe", &["stripe"]),
     ("meter", &["store", "domain"]),
     ("sync", &["store", "stripe", "domain"]),
-    ("http", &["meter", "sync", "store", "stripe", "domain"]),
-    ("cli", &["config", "fake_stripe", "http", "meter", "sync", "store", "stripe", "domain"]),
+    ("upgrade", &["sync", "store", "stripe", "domain"]),
+    ("http", &["upgrade", "meter", "sync", "store", "stripe", "domain"]),
+    ("cli", &["config", "fake_stripe", "http", "upgrade", "meter", "sync", "store", "stripe", "domain"]),
 ];
 
 /// What is written in these rooms only.

@@ -1,0 +1,263 @@
+//! The way to pay more: a link on BLOCK, the right page of Stripe's behind it, and the tier there when the user is back.
+
+use chrono::TimeDelta;
+use reqwest::Method;
+use reqwest::redirect::Policy;
+use serde_json::json;
+use spendgate::fake_stripe::knobs::Fault;
+use spendgate::fake_stripe::objects::Card;
+use spendgate::fake_stripe::{Generation, Options, Portal};
+
+use crate::app::{Answer, TestApp};
+use crate::asking::Story;
+
+const PUBLIC_URL: &str = "https://spend.example.com";
+
+/// A browser that shows where it is sent.
+async fn ask(app: &TestApp, method: Method, path: &str, header: Option<(&str, &str)>) -> Answer {
+    // The first client of a process also chooses the cryptography.
+    drop(TestApp::client());
+    let client = reqwest::Client::builder().redirect(Policy::none()).build().unwrap();
+    let request = client.request(method, app.url(path));
+    app.send(header.into_iter().fold(request, |request, (name, value)| request.header(name, value))).await
+}
+
+async fn open(app: &TestApp, path: &str) -> Answer {
+    ask(app, Method::GET, path, None).await
+}
+
+/// Where an opened link leads.
+#[track_caller]
+fn led_to(answer: &Answer) -> String {
+    assert_eq!(answer.status, 303, "{}", answer.text);
+    assert!(answer.headers["cache-control"] == "no-store" && answer.headers["referrer-policy"] == "no-referrer");
+    answer.headers["location"].to_str().unwrap().to_owned()
+}
+
+fn last_part(url: &str) -> &str {
+    url.rsplit('/').next().unwrap()
+}
+
+fn below_us(url: &str) -> String {
+    url.strip_prefix(PUBLIC_URL).unwrap_or_else(|| panic!("{url}")).to_owned()
+}
+
+/// Spends what the user's plan allows, and gives the path of the link that the check then has.
+async fn blocked(app: &TestApp, user: &str) -> String {
+    app.spend(&format!("all-{user}"), user, "0.20").await;
+    let answer = app.check(user).await;
+    assert_eq!(answer["action"], "BLOCK", "{answer}");
+    let path = below_us(answer["upgrade_url"].as_str().unwrap());
+    assert!(path.starts_with("/upgrade/"), "{path}");
+    path
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blocked_user_buys_and_has_his_tier_before_any_webhook() {
+    let story = Story::begin(Options::default()).await;
+    let (app, fake) = (&story.app, &story.fake);
+    let path = blocked(app, "u|1").await;
+    assert_eq!(fake.call_count(""), 0, "a link is made without asking Stripe");
+    assert_eq!(app.check("u|1").await["upgrade_url"], json!(format!("{PUBLIC_URL}{path}")), "the same within an hour");
+    let to = led_to(&open(app, &path).await);
+    assert!(to.contains("/checkout/cs_"), "{to}");
+    let session = fake.object(last_part(&to), Generation::Basil);
+    let customer = app.user("u|1").await["stripe_customer"].as_str().unwrap().to_owned();
+    assert_eq!((&session["customer"], &session["client_reference_id"]), (&json!(customer), &json!("u|1")));
+    assert_eq!(fake.object(&customer, Generation::Basil)["metadata"], json!({"user_id": "u|1"}));
+    assert_eq!(story.tier("u|1").await, "free");
+    let back = below_us(&fake.pay_checkout(last_part(&to)));
+    let page = open(app, &back).await;
+    assert!(page.status == 200 && page.headers["cache-control"] == "no-store", "{}", page.text);
+    assert!(page.text.contains("Your plan is pro"), "{}", page.text);
+    assert_eq!(story.tier("u|1").await, "pro");
+    assert_eq!(app.get("/v1/events").await.ok()["events"], json!([]), "no webhook has come");
+    // The old link never sells a second subscription.
+    let again = led_to(&open(app, &path).await);
+    assert!(again.contains("/portal/"), "{again}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn opened_again_at_once_and_by_two_it_makes_one_customer_and_one_session() {
+    let mut story = Story::begin(Options::default()).await;
+    let path = blocked(&story.app, "u").await;
+    let (app, fake) = (&story.app, &story.fake);
+    let (one, two, three) = tokio::join!(open(app, &path), open(app, &path), open(app, &path));
+    let to = led_to(&one);
+    let later = open(app, &path).await;
+    assert!([&two, &three, &later].iter().all(|answer| led_to(answer) == to));
+    assert_eq!((fake.call_count("POST /v1/customers"), fake.call_count("POST /v1/checkout/sessions")), (1, 1));
+    // Another link of the same day, and a service that has forgotten: Stripe's own memory of the key is left.
+    app.advance(TimeDelta::hours(2));
+    story.app.restart().await;
+    let (app, fake) = (&story.app, &story.fake);
+    let other = blocked(app, "u").await;
+    assert_ne!(other, path);
+    assert_eq!(led_to(&open(app, &other).await), to);
+    assert_eq!(led_to(&open(app, &path).await), to, "the key was kept over the restart");
+    assert_eq!(fake.call_count("POST /v1/customers"), 1);
+    fake.pay_checkout(last_part(&to));
+    let customer = app.user("u").await["stripe_customer"].as_str().unwrap().to_owned();
+    assert_eq!(fake.subscriptions(&customer).len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_of_stripes_that_is_lost_makes_no_second_customer_or_session() {
+    let story = Story::begin(Options::default()).await;
+    let (app, fake) = (&story.app, &story.fake);
+    let path = blocked(app, "u").await;
+    fake.script(1, Fault::AnswerLost, "POST /v1/customers");
+    fake.script(1, Fault::AnswerLost, "POST /v1/checkout/sessions");
+    led_to(&open(app, &path).await);
+    let made = |kind: &str| fake.events().iter().filter(|(_, known)| known == kind).count();
+    assert_eq!(made("customer.created"), 1);
+    let paths: Vec<_> = fake.calls().into_iter().filter(|call| call.path == "/v1/checkout/sessions").collect();
+    assert!(paths.iter().all(|call| call.idempotency_key == paths[0].idempotency_key));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_only_looks_at_a_link_makes_nothing() {
+    let story = Story::begin(Options::default()).await;
+    let (app, fake) = (&story.app, &story.fake);
+    let path = blocked(app, "u").await;
+    let looks =
+        [(Method::HEAD, None), (Method::GET, Some(("purpose", "prefetch"))), (Method::GET, Some(("sec-purpose", "prefetch;prerender")))];
+    for (method, header) in looks {
+        let answer = ask(app, method, &path, header).await;
+        assert!(answer.status == 200 && answer.headers["cache-control"] == "no-store", "{}", answer.text);
+    }
+    assert_eq!(fake.call_count(""), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_ends_with_its_day_and_is_nothing_when_altered() {
+    let story = Story::begin(Options::default()).await;
+    let (app, fake) = (&story.app, &story.fake);
+    let path = blocked(app, "u").await;
+    let token = path.strip_prefix("/upgrade/").unwrap();
+    for (index, letter) in token.char_indices() {
+        let other = if letter == 'A' { 'B' } else { 'A' };
+        let altered = format!("/upgrade/{}{other}{}", &token[..index], &token[index + 1..]);
+        let answer = open(app, &altered).await;
+        answer.problem(404, "link_invalid");
+        assert_eq!(answer.headers["cache-control"], "no-store");
+    }
+    // What leads there does not lead back.
+    open(app, &format!("/billing/return/{token}")).await.problem(404, "link_invalid");
+    app.advance(TimeDelta::hours(24) - TimeDelta::seconds(1));
+    led_to(&open(app, &path).await);
+    app.advance(TimeDelta::seconds(1));
+    let asked = fake.call_count("");
+    open(app, &path).await.problem(410, "link_expired");
+    assert_eq!(fake.call_count(""), asked);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_subscribes_is_sent_to_the_portal_and_never_to_checkout() {
+    let story = Story::begin(Options::default()).await;
+    let (app, fake) = (&story.app, &story.fake);
+    let flow = |to: &str| {
+        assert!(to.contains("/portal/"), "{to}");
+        fake.object(last_part(to), Generation::Basil)["flow"]["type"].as_str().map(str::to_owned)
+    };
+    let cases: [(&str, &str, &[(&str, Option<u64>)], Option<&str>); 6] = [
+        ("active", "active", &[("price_free", Some(3))], Some("subscription_update_confirm")),
+        ("trialing", "trialing", &[("price_free", Some(1))], Some("subscription_update_confirm")),
+        ("paused", "paused", &[("price_free", Some(1))], None),
+        ("two-items", "active", &[("price_free", Some(1)), ("price_addon", Some(1))], None),
+        ("unpaid", "unpaid", &[("price_pro", Some(1))], Some("payment_method_update")),
+        ("incomplete", "incomplete", &[("price_pro", Some(1))], Some("payment_method_update")),
+    ];
+    fake.create_price("price_addon", "prod_price_free", spendgate::fake_stripe::PriceSpec::monthly(100));
+    for (user, status, items, expected) in cases {
+        let path = blocked(app, user).await;
+        let customer = fake.create_customer(&[("user_id", user)]);
+        app.put(&format!("/v1/users/{user}"), json!({"stripe_customer": customer})).await.ok();
+        let subscription = fake.subscribe(&customer, items, "active");
+        fake.set_status(&subscription, status);
+        let to = led_to(&open(app, &path).await);
+        assert_eq!(flow(&to).as_deref(), expected, "{user}");
+    }
+    // One who has what the link sells, or more, is not led down.
+    let path = blocked(app, "has-more").await;
+    let customer = fake.create_customer(&[("user_id", "has-more")]);
+    app.put("/v1/users/has-more", json!({"stripe_customer": customer})).await.ok();
+    let subscription = fake.subscribe(&customer, &[("price_enterprise", Some(1))], "active");
+    assert_eq!(flow(&led_to(&open(app, &path).await)), None);
+    // A second subscription, past due: he pays first.
+    fake.set_card(&customer, Card::Declined);
+    fake.advance_period(&subscription);
+    assert_eq!(flow(&led_to(&open(app, &path).await)).as_deref(), Some("payment_method_update"));
+    assert_eq!(fake.call_count("POST /v1/checkout/sessions"), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_portal_that_changes_nothing_is_shown_and_one_that_is_not_there_is_replaced() {
+    for (portal, expected) in [
+        (Portal { configured: true, updates: false, prices: None }, "/portal/"),
+        (Portal { configured: false, updates: false, prices: None }, "/upgrade?from="),
+    ] {
+        let story = Story::begin(Options { portal, ..Options::default() }).await;
+        let (app, fake) = (&story.app, &story.fake);
+        let path = blocked(app, "u").await;
+        let customer = fake.create_customer(&[("user_id", "u")]);
+        app.put("/v1/users/u", json!({"stripe_customer": customer})).await.ok();
+        fake.subscribe(&customer, &[("price_free", Some(1))], "active");
+        let to = led_to(&open(app, &path).await);
+        assert!(to.contains(expected), "{to}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_customer_who_was_deleted_is_made_anew() {
+    let story = Story::begin(Options::default()).await;
+    let (app, fake) = (&story.app, &story.fake);
+    let path = blocked(app, "u").await;
+    led_to(&open(app, &path).await);
+    let first = app.user("u").await["stripe_customer"].as_str().unwrap().to_owned();
+    fake.delete_customer(&first);
+    let to = led_to(&open(app, &path).await);
+    let second = app.user("u").await["stripe_customer"].as_str().unwrap().to_owned();
+    assert_ne!(first, second);
+    assert_eq!(fake.object(last_part(&to), Generation::Basil)["customer"], json!(second));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_stripe_is_down_nobody_is_sent_on_and_checks_answer_as_before() {
+    let story = Story::begin(Options::default()).await;
+    let (app, fake) = (&story.app, &story.fake);
+    let path = blocked(app, "u").await;
+    let before = app.check("u").await;
+    fake.turn(|knobs| (knobs.chance_per_mille, knobs.chances) = (1000, vec![Fault::BadGateway]));
+    let answer = open(app, &path).await;
+    answer.problem(503, "stripe_unreachable");
+    assert!(answer.headers.contains_key("retry-after"));
+    assert_eq!(app.check("u").await, before);
+    fake.turn(|knobs| knobs.chance_per_mille = 0);
+    let to = led_to(&open(app, &path).await);
+    // He is back while Stripe is down: the page says what is known.
+    let back = below_us(&fake.pay_checkout(last_part(&to)));
+    fake.turn(|knobs| knobs.chance_per_mille = 1000);
+    let page = open(app, &back).await;
+    assert!(page.status == 200 && page.text.contains("Your plan is free"), "{}", page.text);
+    fake.turn(|knobs| knobs.chance_per_mille = 0);
+    story.settle().await;
+    assert_eq!(story.tier("u").await, "pro");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_that_is_opened_without_end_is_stopped_for_a_minute() {
+    let story = Story::begin(Options::default()).await;
+    let app = &story.app;
+    let path = blocked(app, "u").await;
+    for _ in 0..20 {
+        led_to(&open(app, &path).await);
+    }
+    let answer = open(app, &path).await;
+    answer.problem(429, "too_many_requests");
+    assert_eq!(answer.headers["retry-after"], "60");
+    let other = blocked(app, "another").await;
+    led_to(&open(app, &other).await);
+    app.advance(TimeDelta::minutes(1));
+    led_to(&open(app, &path).await);
+}
