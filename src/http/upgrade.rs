@@ -2,11 +2,13 @@
 
 use std::fmt::Write as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use serde::Deserialize;
+use tracing::{error, warn};
 
 use super::App;
 use super::body::{Params, PathText};
@@ -14,13 +16,15 @@ use super::error::{ErrorCode, Problem};
 use crate::domain::catalogue::Tier;
 use crate::domain::user::UserId;
 use crate::upgrade::{Claim, Destination, Purpose, TokenError, UpgradeError, Upgrades};
-use tracing::{error, warn};
 
 #[derive(Debug, Deserialize)]
 pub struct Query {
     from: Option<String>,
 }
 
+/// How long somebody waits for the page that he is led to. Each question to Stripe has a deadline of its own; what is under way goes on,
+/// and is there for who opens the link again.
+const WAIT_MAX: Duration = Duration::from_secs(8);
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'";
 
 /// `GET /upgrade`: the plans above the user's own. It is served only where tiers.yaml sends users here.
@@ -50,9 +54,8 @@ pub async fn open(State(app): State<Arc<App>>, method: Method, headers: HeaderMa
             return Ok(html("Upgrade", "<h1>Upgrade your plan</h1><p>Open this page to go on.</p>"));
         }
         let (now, user) = (app.now(), claim.user.clone());
-        // To its end also where the caller goes away: what is made at Stripe is to be written down.
-        let done = tokio::spawn(async move { upgrades.open(&claim, now).await }).await;
-        let to = match done.map_err(|_| interrupted())?.map_err(problem)? {
+        let done = to_its_end(async move { upgrades.open(&claim, now).await }).await?;
+        let to = match done.map_err(problem)? {
             Destination::Stripe(url) => url,
             Destination::Plans => plans(&app, &user).await?,
         };
@@ -70,8 +73,7 @@ pub async fn returned(State(app): State<Arc<App>>, method: Method, headers: Head
         let user = claim.user.clone();
         if method != Method::HEAD && !is_prefetch(&headers) {
             let now = app.now();
-            let done = tokio::spawn(async move { upgrades.returned(&claim, now).await }).await;
-            match done.map_err(|_| interrupted())? {
+            match to_its_end(async move { upgrades.returned(&claim, now).await }).await? {
                 Err(UpgradeError::Stripe(error)) => warn!("Stripe could not be asked about user {user}, who is back from it: {error}"),
                 done => done.map_err(problem)?,
             }
@@ -108,8 +110,16 @@ fn is_prefetch(headers: &HeaderMap) -> bool {
     said.map(str::to_ascii_lowercase).any(|said| said.contains("prefetch") || said.contains("prerender") || said.contains("preview"))
 }
 
+/// Does it to its end also where the caller goes away or has waited enough: what is made at Stripe is to be written down.
+async fn to_its_end<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> Result<T, Problem> {
+    match tokio::time::timeout(WAIT_MAX, tokio::spawn(work)).await {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(_)) | Err(_) => Err(interrupted()),
+    }
+}
+
 fn interrupted() -> Problem {
-    Problem::new(ErrorCode::StripeUnreachable, "what was begun did not end; open the link again")
+    Problem::new(ErrorCode::StripeUnreachable, "this takes longer than it should; open the link again in a moment")
 }
 
 fn problem(error: UpgradeError) -> Problem {

@@ -152,6 +152,9 @@ async fn a_link_ends_with_its_day_and_is_nothing_when_altered() {
     assert_eq!(fake.call_count(""), asked);
 }
 
+/// Prices, and how many of each.
+type Items<'a> = &'a [(&'a str, Option<u64>)];
+
 const HOME: &str = "nothing of its own";
 
 /// What a page of the portal is opened for.
@@ -185,7 +188,7 @@ async fn a_change_that_is_confirmed_in_the_portal_is_there_on_return() {
 async fn who_subscribes_is_sent_to_the_portal_and_never_to_checkout() {
     let story = Story::begin(Options::default()).await;
     let (app, fake) = (&story.app, &story.fake);
-    let cases: [(&str, &str, &[(&str, Option<u64>)], &str); 6] = [
+    let cases: [(&str, &str, Items<'_>, &str); 6] = [
         ("active", "active", &[("price_free", Some(3))], "<h2>Change to"),
         ("trialing", "trialing", &[("price_free", Some(1))], "<h2>Change to"),
         ("paused", "paused", &[("price_free", Some(1))], HOME),
