@@ -141,7 +141,7 @@ async fn drive(args: Drive) -> Result<()> {
 async fn compare(args: Compare) -> Result<()> {
     let bare = Bare::start()?;
     let service = Service::start()?;
-    service.meet(args.users).await?;
+    service.meet(0..args.users).await?;
     let hot = args.hot.min(args.users);
     let turns = [
         ("bare handler", bare.address, Load::bare()),
@@ -182,7 +182,7 @@ async fn compare(args: Compare) -> Result<()> {
 
 async fn known(args: Known) -> Result<()> {
     let service = Service::start()?;
-    service.meet(1000).await?;
+    service.meet(0..1000).await?;
     let bare = Bare::start()?;
     let time = Duration::from_secs(5);
     let (mut of_few, mut of_many) = (Vec::new(), Vec::new());
@@ -192,12 +192,13 @@ async fn known(args: Known) -> Result<()> {
         of_few.push(rate(service.address, Load::check(&service.key, 1000)).await? / base);
     }
     // What is there once (caches of the database, the filter of ids, room for what is pending) is there with a quarter of them too.
-    service.meet(args.users / 4).await?;
+    let quarter = args.users / 4;
+    service.meet(1000..quarter).await?;
     service.rest().await?;
     let few = service.resident()?;
-    service.meet(args.users).await?;
+    service.meet(quarter..args.users).await?;
     service.rest().await?;
-    let more = service.resident()?.saturating_sub(few) / (args.users - args.users / 4) as u64;
+    let more = service.resident()?.saturating_sub(few) / (args.users - quarter) as u64;
     println!("{more} bytes in memory for each user more, up to {}; {} MB with a quarter of them", args.users, few >> 20);
     for _ in 0..3 {
         let base = rate(bare.address, Load::bare()).await?;
@@ -224,7 +225,7 @@ async fn known(args: Known) -> Result<()> {
 
 async fn flood(args: Flood) -> Result<()> {
     let service = Service::start()?;
-    service.meet(1000).await?;
+    service.meet(0..1000).await?;
     let time = Duration::from_secs(args.seconds);
     let checks = Load::check(&service.key, 1000);
     let quiet = client::run(service.address, &checks, 16, Pace::Open(args.rate), time).await?;

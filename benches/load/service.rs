@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::ops::Range;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -137,14 +138,14 @@ impl Service {
         Ok(())
     }
 
-    /// Makes `user-0` to `user-{users - 1}` known, a thousand in a request.
-    pub async fn meet(&self, users: usize) -> Result<()> {
+    /// Makes `user-{number}` known for each of `users`, a thousand in a request.
+    pub async fn meet(&self, users: Range<usize>) -> Result<()> {
         // The client wants a TLS provider also where it does not speak TLS; a second call finds it installed.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = reqwest::Client::builder().timeout(Duration::from_secs(60)).build()?;
-        for start in (0..users).step_by(1000) {
+        for start in users.clone().step_by(1000) {
             let one = |user: usize| format!("{{\"id\":\"meet-{user}\",\"user_id\":\"user-{user}\",\"cost\":0.01}}");
-            let body: Vec<String> = (start..users.min(start + 1000)).map(one).collect();
+            let body: Vec<String> = (start..users.end.min(start + 1000)).map(one).collect();
             let request = client.post(format!("http://{}/v1/usage", self.address)).bearer_auth(KEY).body(format!("[{}]", body.join(",")));
             request.send().await?.error_for_status()?;
         }
