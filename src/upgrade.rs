@@ -102,7 +102,9 @@ impl Upgrades {
         if let Some(url) = slot.known(&claim.target, &customer, &way, now) {
             return Ok(Destination::Stripe(url));
         }
-        let visit = Visit { client: &client, customer: &customer, user: &claim.user, target, back: self.back(claim, now), now };
+        let ours = format!("{}/billing/return/", self.public_url);
+        let back = self.back(claim, now);
+        let visit = Visit { client: &client, customer: &customer, user: &claim.user, target, back, ours: &ours, now };
         let made = match visit.session(&way).await {
             // What the portal does not let him change he may change by hand.
             Err(error) if is_final(&error) && matches!(way, Way::Change { .. } | Way::Pay) => {
@@ -203,8 +205,9 @@ struct Visit<'a> {
     customer: &'a str,
     user: &'a UserId,
     target: &'a Tier,
-    /// Where he comes back to.
+    /// Where he comes back to, and how all such places begin.
     back: String,
+    ours: &'a str,
     now: DateTime<Utc>,
 }
 
@@ -236,6 +239,7 @@ impl Visit<'_> {
         // One a day, also over a restart; and another one once what was bought with it has ended.
         let salt = format!("{} {ended}", self.now.timestamp().div_euclid(SECONDS_PER_DAY));
         let session = self.client.create_checkout_session(checkout, Idempotency::Salt(&salt)).await?;
+        self.client.end_other_checkouts(self.customer, &session.id, self.ours).await?;
         let until = session.expires_at.map_or(self.now, |ends| ends - MARGIN);
         Ok(Some((session.url, until)))
     }

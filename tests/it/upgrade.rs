@@ -4,7 +4,7 @@ use chrono::TimeDelta;
 use reqwest::Method;
 use reqwest::redirect::Policy;
 use serde_json::json;
-use spendgate::fake_stripe::knobs::Fault;
+use spendgate::fake_stripe::knobs::{Call, Fault};
 use spendgate::fake_stripe::objects::Card;
 use spendgate::fake_stripe::{Generation, Options, Portal};
 
@@ -50,6 +50,20 @@ async fn blocked(app: &TestApp, user: &str) -> String {
     let path = below_us(answer["upgrade_url"].as_str().unwrap());
     assert!(path.starts_with("/upgrade/"), "{path}");
     path
+}
+
+/// Whoever paid two of them would subscribe twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_checkouts_only_the_later_can_be_paid() {
+    let mut story = Story::begin(Options { page_max: 1, ..Options::default() }).await;
+    let path = blocked(&story.app, "u").await;
+    let first = led_to(&open(&story.app, &path).await);
+    // The service has forgotten the first, and it is another day, so Stripe makes a second.
+    story.app.advance(TimeDelta::hours(23));
+    story.app.restart().await;
+    let second = led_to(&open(&story.app, &path).await);
+    let status = |url: &str| story.fake.object(last_part(url), Generation::Basil)["status"].clone();
+    assert_eq!((status(&first), status(&second)), (json!("expired"), json!("open")));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -111,8 +125,10 @@ async fn an_answer_of_stripes_that_is_lost_makes_no_second_customer_or_session()
     led_to(&open(app, &path).await);
     let made = |kind: &str| fake.events().iter().filter(|(_, known)| known == kind).count();
     assert_eq!(made("customer.created"), 1);
-    let paths: Vec<_> = fake.calls().into_iter().filter(|call| call.path == "/v1/checkout/sessions").collect();
-    assert!(paths.iter().all(|call| call.idempotency_key == paths[0].idempotency_key));
+    let is_made = |call: &Call| (call.method.as_str(), call.path.as_str()) == ("POST", "/v1/checkout/sessions");
+    let tries: Vec<_> = fake.calls().into_iter().filter(is_made).collect();
+    assert_eq!(tries.len(), 2);
+    assert_eq!(tries[0].idempotency_key, tries[1].idempotency_key);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,12 +10,15 @@ use stripe_billing::billing_portal_session::{
     CreateBillingPortalSessionFlowDataSubscriptionUpdateConfirm, CreateBillingPortalSessionFlowDataSubscriptionUpdateConfirmItems,
     CreateBillingPortalSessionFlowDataType,
 };
-use stripe_checkout::checkout_session::{CreateCheckoutSession, CreateCheckoutSessionLineItems, CreateCheckoutSessionSubscriptionData};
+use stripe_checkout::checkout_session::{
+    CreateCheckoutSession, CreateCheckoutSessionLineItems, CreateCheckoutSessionSubscriptionData, ExpireCheckoutSession,
+    ListCheckoutSession,
+};
 use stripe_core::customer::CreateCustomer;
-use stripe_shared::CheckoutSessionMode;
+use stripe_shared::{CheckoutSessionMode, CheckoutSessionStatus};
 
 use super::call::{Call, Idempotency, segment};
-use super::{Client, Object, StripeError, found};
+use super::{Client, Object, PAGE_SIZE, StripeError, found};
 use crate::stripe::read::{id, seconds, text};
 
 /// Stripe's own most for `client_reference_id`.
@@ -94,6 +97,24 @@ impl Client {
             url: url(&session, "url").ok_or(StripeError::Unreadable("a checkout session leads nowhere"))?,
             expires_at: seconds(&session, "expires_at"),
         })
+    }
+
+    /// Ends the customer's other checkouts of a subscription that are open and lead back to `ours`, all but `keep`: whoever paid two of
+    /// them would subscribe twice. `Refused` where one of them was paid meanwhile.
+    pub async fn end_other_checkouts(&self, customer: &str, keep: &str, ours: &str) -> Result<(), StripeError> {
+        let until = self.deadline();
+        let open = self.pages(None, until, |after| {
+            let request = ListCheckoutSession::new().customer(customer).status(CheckoutSessionStatus::Open).limit(PAGE_SIZE);
+            Call::ask(&after.into_iter().fold(request, ListCheckoutSession::starting_after))
+        });
+        for session in open.await? {
+            let sells = text(&session, "mode").as_deref() == Some("subscription");
+            let is_ours = session.get("success_url").and_then(Value::as_str).is_some_and(|url| url.starts_with(ours));
+            let Some(other) = session.get("id").and_then(id).filter(|id| id != keep && sells && is_ours) else { continue };
+            let request = ExpireCheckoutSession::new(other.as_str());
+            self.object(&Call::change(&request, Idempotency::Salt("another was opened")), until).await?;
+        }
+        Ok(())
     }
 
     /// Gives the URL where this customer, whoever opens it, finds the portal.
