@@ -24,7 +24,7 @@ pub struct Query {
 
 /// How long somebody waits for the page that he is led to. Each question to Stripe has a deadline of its own; what is under way goes on,
 /// and is there for who opens the link again.
-const WAIT_MAX: Duration = Duration::from_secs(8);
+const WAIT_MAX: Duration = Duration::from_secs(5);
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'";
 
 /// `GET /upgrade`: the plans above the user's own. It is served only where tiers.yaml sends users here.
