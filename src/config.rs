@@ -44,6 +44,8 @@ pub struct Config {
     pub admin_api_key: Option<AdminKey>,
     /// Without a slash at its end; `None` is where the service turns out to listen.
     pub public_url: Option<String>,
+    /// Where people go who are back from Stripe; `None` is a page of the service's own.
+    pub return_url: Option<String>,
 }
 
 /// How Stripe is known. With a key it is asked; without one, what events show is applied.
@@ -122,6 +124,7 @@ impl Config {
             retention_days: retention_days(get("RETENTION_DAYS"))?,
             admin_api_key: admin_api_key(get("ADMIN_API_KEY"))?,
             public_url: url("PUBLIC_URL", get("PUBLIC_URL"))?,
+            return_url: url("RETURN_URL", get("RETURN_URL"))?,
         })
     }
 }
@@ -261,6 +264,8 @@ mod tests {
         check("ADMIN_API_KEY", "short-key");
         check("PUBLIC_URL", "shop.example.net");
         check("PUBLIC_URL", "https://spend.example.com/?x");
+        check("RETURN_URL", "//evil.example");
+        check("RETURN_URL", "https://app.example.com@evil.example");
     }
 
     #[test]

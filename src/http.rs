@@ -60,6 +60,8 @@ pub struct App {
     pub upgrades: Option<Arc<Upgrades>>,
     /// Where users reach this service; without a slash at its end.
     pub public_url: String,
+    /// Where people go who are back from Stripe; `None` is our own page.
+    pub return_url: Option<String>,
     pub clock: Clock,
 }
 

@@ -91,6 +91,7 @@ impl Server {
             reconciler: reconciler.clone(),
             upgrades,
             public_url,
+            return_url: config.return_url.clone(),
             clock,
         });
         let (stop, stopped) = oneshot::channel();

@@ -109,11 +109,11 @@ impl ErrorCode {
 pub struct Problem {
     #[serde(rename = "type")]
     kind: &'static str,
-    title: &'static str,
+    pub title: &'static str,
     status: u16,
     code: ErrorCode,
     /// What was wrong, and what would be right.
-    detail: String,
+    pub detail: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     field: Option<String>,
 }

@@ -22,7 +22,7 @@ pub struct Query {
     from: Option<String>,
 }
 
-/// How long somebody waits for the page that he is led to. Each question to Stripe has a deadline of its own; what is under way goes on,
+/// How long somebody waits for the page that he is led to, all questions to Stripe together. What is under way goes on,
 /// and is there for who opens the link again.
 const WAIT_MAX: Duration = Duration::from_secs(5);
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'";
@@ -51,7 +51,9 @@ pub async fn open(State(app): State<Arc<App>>, method: Method, headers: HeaderMa
     let opened = async {
         let (upgrades, claim) = read(&app, Purpose::Upgrade, &token)?;
         if method == Method::HEAD || is_prefetch(&headers) {
-            return Ok(html("Upgrade", "<h1>Upgrade your plan</h1><p>Open this page to go on.</p>"));
+            // Only what was signed here is repeated.
+            let link = format!("<p><a href=\"{}/upgrade/{token}\">Go on</a></p>", escaped(&app.public_url));
+            return Ok(html("Upgrade", &format!("<h1>Upgrade your plan</h1>{link}")));
         }
         let (now, user) = (app.now(), claim.user.clone());
         let done = to_its_end(async move { upgrades.open(&claim, now).await }).await?;
@@ -62,11 +64,11 @@ pub async fn open(State(app): State<Arc<App>>, method: Method, headers: HeaderMa
         let to = HeaderValue::try_from(to).map_err(|_| interrupted())?;
         Ok((StatusCode::SEE_OTHER, [(header::LOCATION, to)]).into_response())
     };
-    opened.await.map_or_else(|problem: Problem| unseen(problem), unseen)
+    opened.await.map_or_else(|problem: Problem| unseen(told(problem, &headers)), unseen)
 }
 
 /// `GET /billing/return/{token}`: where people come back to. They are faster than the webhook, so Stripe is asked at once; where it
-/// does not answer the page says what is known.
+/// does not answer the page says what is known. `RETURN_URL`, where it is set, stands in for the page.
 pub async fn returned(State(app): State<Arc<App>>, method: Method, headers: HeaderMap, PathText(token): PathText) -> Response {
     let shown = async {
         let (upgrades, claim) = read(&app, Purpose::Return, &token)?;
@@ -77,6 +79,10 @@ pub async fn returned(State(app): State<Arc<App>>, method: Method, headers: Head
                 Err(UpgradeError::Stripe(error)) => warn!("Stripe could not be asked about user {user}, who is back from it: {error}"),
                 done => done.map_err(problem)?,
             }
+            if let Some(to) = &app.return_url {
+                let to = HeaderValue::try_from(to).map_err(|_| interrupted())?;
+                return Ok((StatusCode::SEE_OTHER, [(header::LOCATION, to)]).into_response());
+            }
         }
         let view = app.meter.view(&user, app.now()).await?;
         let tier = escaped(&view.standing.tier.name);
@@ -85,7 +91,7 @@ pub async fn returned(State(app): State<Arc<App>>, method: Method, headers: Head
             &format!("<h1>Your plan is {tier}</h1><p>If this is not yet what you chose, load this page again in a moment.</p>"),
         ))
     };
-    shown.await.map_or_else(|problem: Problem| unseen(problem), unseen)
+    shown.await.map_or_else(|problem: Problem| unseen(told(problem, &headers)), unseen)
 }
 
 /// What a link says, and who follows it.
@@ -124,7 +130,9 @@ fn interrupted() -> Problem {
 
 fn problem(error: UpgradeError) -> Problem {
     match error {
-        UpgradeError::Token(TokenError::Invalid) => Problem::new(ErrorCode::LinkInvalid, TokenError::Invalid.to_string()),
+        UpgradeError::Token(TokenError::Invalid) => {
+            Problem::new(ErrorCode::LinkInvalid, format!("{}; go back to where it was shown for a new one", TokenError::Invalid))
+        }
         UpgradeError::Token(TokenError::Expired) => {
             Problem::new(ErrorCode::LinkExpired, "the link has expired; go back to where it was shown for a new one")
         }
@@ -135,6 +143,21 @@ fn problem(error: UpgradeError) -> Problem {
             Problem::new(ErrorCode::StripeUnreachable, "Stripe, where plans are bought, does not answer; open the link again in a moment")
         }
     }
+}
+
+/// A problem as a page, since browsers open links; who asks for JSON gets it as from every other door.
+fn told(problem: Problem, headers: &HeaderMap) -> Response {
+    let accepts =
+        |kind: &str| headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok()).any(|value| value.contains(kind));
+    let page = html(problem.title, &format!("<h1>{}</h1><p>{}.</p>", escaped(problem.title), escaped(&problem.detail)));
+    let answer = problem.into_response();
+    if accepts("json") && !accepts("text/html") {
+        return answer;
+    }
+    let (mut head, _) = answer.into_parts();
+    let (page, body) = page.into_parts();
+    head.headers.extend(page.headers);
+    Response::from_parts(head, body)
 }
 
 /// An answer that no cache keeps, and from which no other site learns the link.

@@ -100,6 +100,7 @@ impl TestApp {
             retention_days: None,
             admin_api_key: Some(AdminKey(ADMIN_KEY.to_owned())),
             public_url: Some("https://spend.example.com".to_owned()),
+            return_url: None,
         });
         let clock = Arc::new(Mutex::new(NOON.parse().unwrap()));
         let client = Self::client();

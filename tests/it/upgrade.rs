@@ -13,37 +13,38 @@ use crate::asking::Story;
 
 const PUBLIC_URL: &str = "https://spend.example.com";
 
-/// A browser that shows where it is sent.
-async fn ask(app: &TestApp, method: Method, path: &str, header: Option<(&str, &str)>) -> Answer {
+/// A client that shows where it is sent, and takes problems as JSON.
+pub async fn ask(app: &TestApp, method: Method, path: &str, header: Option<(&str, &str)>) -> Answer {
     // The first client of a process also chooses the cryptography.
     drop(TestApp::client());
     let client = reqwest::Client::builder().redirect(Policy::none()).build().unwrap();
     let request = client.request(method, app.url(path));
+    let header = header.or(Some(("accept", "application/json")));
     app.send(header.into_iter().fold(request, |request, (name, value)| request.header(name, value))).await
 }
 
-async fn open(app: &TestApp, path: &str) -> Answer {
+pub async fn open(app: &TestApp, path: &str) -> Answer {
     ask(app, Method::GET, path, None).await
 }
 
 /// Where an opened link leads.
 #[track_caller]
-fn led_to(answer: &Answer) -> String {
+pub fn led_to(answer: &Answer) -> String {
     assert_eq!(answer.status, 303, "{}", answer.text);
     assert!(answer.headers["cache-control"] == "no-store" && answer.headers["referrer-policy"] == "no-referrer");
     answer.headers["location"].to_str().unwrap().to_owned()
 }
 
-fn last_part(url: &str) -> &str {
+pub fn last_part(url: &str) -> &str {
     url.rsplit('/').next().unwrap()
 }
 
-fn below_us(url: &str) -> String {
+pub fn below_us(url: &str) -> String {
     url.strip_prefix(PUBLIC_URL).unwrap_or_else(|| panic!("{url}")).to_owned()
 }
 
 /// Spends what the user's plan allows, and gives the path of the link that the check then has.
-async fn blocked(app: &TestApp, user: &str) -> String {
+pub async fn blocked(app: &TestApp, user: &str) -> String {
     app.spend(&format!("all-{user}"), user, "0.20").await;
     let answer = app.check(user).await;
     assert_eq!(answer["action"], "BLOCK", "{answer}");
@@ -58,8 +59,8 @@ async fn of_two_checkouts_only_the_later_can_be_paid() {
     let mut story = Story::begin(Options { page_max: 1, ..Options::default() }).await;
     let path = blocked(&story.app, "u").await;
     let first = led_to(&open(&story.app, &path).await);
-    // The service has forgotten the first, and it is another day, so Stripe makes a second.
-    story.app.advance(TimeDelta::hours(23));
+    // The service has forgotten the first, which ends so soon that it is not handed out again, so Stripe makes a second.
+    story.app.advance(TimeDelta::hours(24) - TimeDelta::minutes(5));
     story.app.restart().await;
     let second = led_to(&open(&story.app, &path).await);
     let status = |url: &str| story.fake.object(last_part(url), Generation::Basil)["status"].clone();
