@@ -361,9 +361,11 @@ impl Customer {
         };
         // What was never paid for, or is over, has no period.
         let pays = matches!(status, Status::Trialing | Status::Active | Status::PastDue | Status::Unknown(_));
+        let is_owed = matches!(status, Status::PastDue | Status::Unpaid | Status::Incomplete);
         let item = best.map(|(item, _)| item).or(latest.items.first()).filter(|_| pays);
         Some(Grant {
             tier,
+            owed: bought.filter(|_| is_owed && tier.is_none()),
             grace_ends_at: grace_ends_at.filter(|_| status == Status::PastDue),
             status: Some(status),
             ends_at: latest.ends_at(),
@@ -400,6 +402,8 @@ impl Customer {
 pub struct Grant<'c> {
     /// `None` leaves the user on the default tier.
     pub tier: Option<&'c Tier>,
+    /// What he would have, had he paid what is due.
+    pub owed: Option<&'c Tier>,
     pub status: Option<Status>,
     /// When a cancellation that was asked for takes effect. Access is full until the status changes.
     pub ends_at: Option<DateTime<Utc>>,

@@ -140,7 +140,7 @@ impl<'c> DecisionView<'c> {
 
     pub fn of(app: &'c App, user: &UserId, standing: &Standing<'c>, budgets: &[Budget], ask: Ask, decision: Decision) -> Self {
         let tier = standing.tier;
-        let more = More::of(app, user, tier, &decision);
+        let more = More::of(app, user, standing, &decision);
         let model = match decision.action {
             Action::Degrade => tier.fallbacks.instead_of(ask.model.as_deref()).map(str::to_owned),
             Action::Allow | Action::Warn | Action::Block => ask.model,
@@ -199,10 +199,13 @@ struct More<'c> {
 }
 
 impl<'c> More<'c> {
-    fn of(app: &'c App, user: &UserId, tier: &'c Tier, decision: &Decision) -> Self {
+    fn of(app: &'c App, user: &UserId, standing: &Standing<'c>, decision: &Decision) -> Self {
+        let tier = standing.tier;
         // No tier lifts a budget of all users together, so nobody is sent to pay for one.
         let own = decision.binding.is_some_and(|(scope, _)| matches!(scope, Scope::User | Scope::Account));
-        let next = app.catalogue.upgrade_from(tier).filter(|_| own);
+        // Whoever did not pay has the tier back once he does; only a link of ours leads to where that is done.
+        let owed = standing.grant.owed.filter(|owed| tier.rank < owed.rank && leads_on(app));
+        let next = owed.or_else(|| app.catalogue.upgrade_from(tier)).filter(|_| own);
         match (decision.action, next) {
             (Action::Block, Some(next)) => Self {
                 url: Some(link(app, user, tier, next)),
@@ -218,8 +221,12 @@ impl<'c> More<'c> {
 /// Where the user buys `next`. With a Stripe key and no page of the operator's own it is a link that leads on to Stripe, made here and
 /// now without asking it.
 fn link(app: &App, user: &UserId, tier: &Tier, next: &Tier) -> String {
-    let template = &app.catalogue.upgrade_url;
-    let upgrades = app.upgrades.as_ref().filter(|_| template.is_below_us());
+    let upgrades = app.upgrades.as_ref().filter(|_| leads_on(app));
     let signed = upgrades.and_then(|upgrades| upgrades.link(user, &next.name, app.now()));
-    signed.unwrap_or_else(|| template.fill(&app.public_url, &tier.name, &next.name, user))
+    signed.unwrap_or_else(|| app.catalogue.upgrade_url.fill(&app.public_url, &tier.name, &next.name, user))
+}
+
+/// Whether links lead on to Stripe.
+fn leads_on(app: &App) -> bool {
+    app.upgrades.is_some() && app.catalogue.upgrade_url.is_below_us()
 }
