@@ -15,10 +15,10 @@ use tracing::warn;
 use crate::domain::catalogue::Tier;
 use crate::domain::user::UserId;
 use crate::store::{StoreError, accounts};
-use crate::stripe::client::{Checkout, Client, Idempotency, Patience, PortalFlow, StripeError};
+use crate::stripe::client::{Checkout, CheckoutSession, Client, Idempotency, Patience, PortalFlow, StripeError};
 use crate::sync::asking::{AskError, Asker};
 use crate::sync::{self, Owner, Touched};
-use slots::{Session, Slots};
+use slots::{Openings, Session, Slots};
 pub use token::{Claim, Key, Purpose, TokenError};
 use way::{Way, way};
 
@@ -31,13 +31,15 @@ const MARGIN: TimeDelta = TimeDelta::minutes(10);
 /// How long a session of the portal is handed out: Stripe ends those that nobody opened after some minutes.
 const PORTAL_SECONDS: i64 = 60;
 const SECONDS_PER_DAY: i64 = 86_400;
+/// How often within a day a session that another one ended is made anew; beyond, people see our own page of plans.
+const ANEW_MAX: usize = 8;
 
 /// Why nobody is sent on.
 #[derive(Debug, thiserror::Error)]
 pub enum UpgradeError {
     #[error(transparent)]
     Token(#[from] TokenError),
-    #[error("this link was opened too often within a minute")]
+    #[error("links were opened too often within a minute")]
     TooMany,
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -61,6 +63,7 @@ pub struct Upgrades {
     /// Without a slash at its end.
     public_url: String,
     slots: Slots,
+    openings: Openings,
 }
 
 impl fmt::Debug for Upgrades {
@@ -71,13 +74,12 @@ impl fmt::Debug for Upgrades {
 
 impl Upgrades {
     pub fn new(asker: Arc<Asker>, key: Key, public_url: String) -> Self {
-        Self { asker, key, public_url, slots: Slots::default() }
+        Self { asker, key, public_url, slots: Slots::default(), openings: Openings::default() }
     }
 
     /// The link for a user to a tier. It neither waits nor writes.
     pub fn link(&self, user: &UserId, target: &str, now: DateTime<Utc>) -> Option<String> {
-        let token = self.key.sign(Purpose::Upgrade, user, target, now, LINK_HOURS)?;
-        Some(format!("{}/upgrade/{token}", self.public_url))
+        self.key.sign([&self.public_url, "/upgrade/"], Purpose::Upgrade, (user, target), now, LINK_HOURS)
     }
 
     /// What a link says, without following it.
@@ -90,12 +92,11 @@ impl Upgrades {
     pub async fn open(&self, claim: &Claim, now: DateTime<Utc>) -> Result<Destination, UpgradeError> {
         let catalogue = &self.asker.catalogue;
         let Some(target) = catalogue.tier(&claim.target) else { return Ok(Destination::Plans) };
-        let slot = self.slots.of(&claim.user).ok_or(UpgradeError::TooMany)?;
-        // One at a time for each user, so that what the first one made is there for the second.
+        self.count(claim, now)?;
+        let slot = self.slots.of(&self.payer(&claim.user).await?).ok_or(UpgradeError::TooMany)?;
+        // One at a time for each payer, so that what the first one made is there for the second: users of one account who each made
+        // a session could buy the same twice.
         let mut slot = slot.lock().await;
-        if !slot.count(now) {
-            return Err(UpgradeError::TooMany);
-        }
         let client = self.asker.client.with(Patience::INTERACTIVE);
         let customer = self.customer(&client, &claim.user, now).await?;
         let way = way(&client.subscriptions_of(&customer, now).await?, catalogue, target);
@@ -107,7 +108,7 @@ impl Upgrades {
         let visit = Visit { client: &client, customer: &customer, user: &claim.user, target, back, ours: &ours, now };
         let made = match visit.session(&way).await {
             // What the portal does not let him change he may change by hand.
-            Err(error) if is_final(&error) && matches!(way, Way::Change { .. } | Way::Pay) => {
+            Err(error) if is_final(&error) && matches!(way, Way::Change { .. } | Way::Pay { .. }) => {
                 warn!(%customer, "the portal does not do what was asked, so {customer} is sent to its home: {error}");
                 visit.portal(PortalFlow::Home).await.map(Some)
             }
@@ -130,10 +131,7 @@ impl Upgrades {
 
     /// Makes what Stripe says of the user's customer our record, since he is back before the webhook is.
     pub async fn returned(&self, claim: &Claim, now: DateTime<Utc>) -> Result<(), UpgradeError> {
-        let slot = self.slots.of(&claim.user).ok_or(UpgradeError::TooMany)?;
-        if !slot.lock().await.count(now) {
-            return Err(UpgradeError::TooMany);
-        }
+        self.count(claim, now)?;
         let Some(customer) = self.bound(&claim.user).await? else { return Ok(()) };
         match self.asker.now(&customer).await {
             Ok(()) => Ok(()),
@@ -146,10 +144,20 @@ impl Upgrades {
     /// The same all day: under one idempotency key Stripe takes one body.
     fn back(&self, claim: &Claim, now: DateTime<Utc>) -> String {
         let since = now - TimeDelta::seconds(now.timestamp().rem_euclid(SECONDS_PER_DAY));
-        match self.key.sign(Purpose::Return, &claim.user, &claim.target, since, RETURN_HOURS) {
-            Some(token) => format!("{}/billing/return/{token}", self.public_url),
-            None => self.public_url.clone(),
-        }
+        let url = [&*self.public_url, "/billing/return/"];
+        let signed = self.key.sign(url, Purpose::Return, (&claim.user, &claim.target), since, RETURN_HOURS);
+        signed.unwrap_or_else(|| self.public_url.clone())
+    }
+
+    fn count(&self, claim: &Claim, now: DateTime<Utc>) -> Result<(), UpgradeError> {
+        if self.openings.count(&claim.user, now) { Ok(()) } else { Err(UpgradeError::TooMany) }
+    }
+
+    /// Who pays for a user: the account that he belongs to, else he himself.
+    async fn payer(&self, user: &UserId) -> Result<Owner, StoreError> {
+        let mut reader = self.asker.store.reader().await?;
+        let known = accounts::users(&mut reader, std::slice::from_ref(user)).await?.remove(user);
+        Ok(known.and_then(|known| known.profile.account).map_or_else(|| Owner::User(user.clone()), Owner::Account))
     }
 
     /// The customer who pays for a user: his account's, else his own.
@@ -179,13 +187,24 @@ impl Upgrades {
             // Somebody bound one meanwhile; the one that was made has nothing.
             return Ok(found);
         }
-        if let Err(other) = sync::bind(db, &Owner::User(user.clone()), &made, false, now).await? {
+        // A new one in the place of an account's pays for the account: bound to the user it would pay for nobody, since the account's
+        // comes first.
+        let before = match &known {
+            Some(known) => accounts::customer(db, known).await?.and_then(|known| known.account),
+            None => None,
+        };
+        let owner = before.map_or_else(|| Owner::User(user.clone()), Owner::Account);
+        if let Err(other) = sync::bind(db, &owner, &made, false, now).await? {
             warn!(customer = %made, "the customer {made} that was made for user {user} is bound to {other} already");
             return Err(StripeError::Unreadable("a new customer is somebody else's").into());
         }
+        let touched = match &owner {
+            Owner::User(user) => Touched::Users(vec![user.clone()]),
+            Owner::Account(account) => Touched::members(db, account).await?,
+        };
         let done = tx.commit().await;
         // Where the outcome is unknown memory forgets everybody.
-        (self.asker.tell)(&if done.is_ok() { Touched::Users(vec![user.clone()]) } else { Touched::Many });
+        (self.asker.tell)(if done.is_ok() { &touched } else { &Touched::Many });
         done?;
         Ok(made)
     }
@@ -216,7 +235,16 @@ impl Visit<'_> {
     async fn session(&self, way: &Way) -> Result<Option<(String, DateTime<Utc>)>, StripeError> {
         let flow = match way {
             Way::Home => PortalFlow::Home,
-            Way::Pay => PortalFlow::PaymentMethodUpdate,
+            Way::Pay { invoice } => {
+                let open = match invoice {
+                    Some(invoice) => self.client.invoice_url(invoice).await?,
+                    None => None,
+                };
+                match open {
+                    Some(url) => return Ok(Some((url, self.now + TimeDelta::seconds(PORTAL_SECONDS)))),
+                    None => PortalFlow::PaymentMethodUpdate,
+                }
+            }
             Way::Checkout { ended } => return self.checkout(*ended).await,
             Way::Change { subscription, item, quantity } => {
                 let Some(price) = self.price().await? else { return self.portal(PortalFlow::Home).await.map(Some) };
@@ -229,19 +257,31 @@ impl Visit<'_> {
 
     async fn checkout(&self, ended: usize) -> Result<Option<(String, DateTime<Utc>)>, StripeError> {
         let Some(price) = self.price().await? else { return Ok(None) };
-        let checkout = Checkout {
-            customer: self.customer,
-            price: &price,
-            user_id: self.user.as_str(),
-            success_url: &self.back,
-            cancel_url: &self.back,
+        // One that was made for another user of the account, or on the day before, serves as well; whoever looks at it stays there.
+        let open = self.client.open_checkout_sessions(self.customer, &price).await?;
+        let session = match open.into_iter().find(|session| session.expires_at.is_some_and(|ends| self.now + MARGIN < ends)) {
+            Some(session) => session,
+            None => self.new_checkout(&price, ended).await?,
         };
-        // One a day, also over a restart; and another one once what was bought with it has ended.
-        let salt = format!("{} {ended}", self.now.timestamp().div_euclid(SECONDS_PER_DAY));
-        let session = self.client.create_checkout_session(checkout, Idempotency::Salt(&salt)).await?;
         self.client.end_other_checkouts(self.customer, &session.id, self.ours).await?;
         let until = session.expires_at.map_or(self.now, |ends| ends - MARGIN);
         Ok(Some((session.url, until)))
+    }
+
+    async fn new_checkout(&self, price: &str, ended: usize) -> Result<CheckoutSession, StripeError> {
+        let checkout =
+            Checkout { customer: self.customer, price, user_id: self.user.as_str(), success_url: &self.back, cancel_url: &self.back };
+        // One a day, also over a restart; and another one once what was bought with it has ended.
+        let mut salt = format!("{} {ended}", self.now.timestamp().div_euclid(SECONDS_PER_DAY));
+        for _ in 0..ANEW_MAX {
+            let session = self.client.create_checkout_session(checkout, Idempotency::Salt(&salt)).await?;
+            if self.client.is_checkout_open(&session.id).await? {
+                return Ok(session);
+            }
+            // Stripe answered what it had answered to the key before another session ended this one.
+            salt = format!("{salt} after {}", session.id);
+        }
+        Err(StripeError::Unreadable("every checkout session of today has ended"))
     }
 
     async fn portal(&self, flow: PortalFlow<'_>) -> Result<(String, DateTime<Utc>), StripeError> {
@@ -250,19 +290,32 @@ impl Visit<'_> {
         Ok((url, self.now + TimeDelta::seconds(PORTAL_SECONDS)))
     }
 
-    /// What buys the target: its first price, else the first of its lookup keys that a price in use has.
+    /// What buys the target: its first price, else the first of its lookup keys that a price in use has, else what its first product
+    /// costs.
     async fn price(&self) -> Result<Option<String>, StripeError> {
         let sold_as = &self.target.sold_as;
         if let Some(price) = sold_as.prices.first() {
             return Ok(Some(price.clone()));
         }
         if sold_as.lookup_keys.is_empty() {
-            return Ok(None);
+            return match sold_as.products.first() {
+                Some(product) => self.price_of(product).await,
+                None => Ok(None),
+            };
         }
         let keys: Vec<&str> = sold_as.lookup_keys.iter().map(String::as_str).collect();
         let mut prices = self.client.prices_by_lookup_keys(&keys).await?;
         prices.retain(|price| price.active && price.recurring);
         let of_key = |key: &str| prices.iter().find(|price| price.lookup_key.as_deref() == Some(key));
         Ok(keys.into_iter().find_map(of_key).map(|price| price.id.clone()))
+    }
+
+    /// The product's default price where it recurs, else the newest that does.
+    async fn price_of(&self, product: &str) -> Result<Option<String>, StripeError> {
+        let default = self.client.product(product).await?.and_then(|product| product.default_price);
+        let mut prices = self.client.prices_of_product(product).await?;
+        prices.retain(|price| price.active && price.recurring);
+        let chosen = prices.iter().find(|price| Some(&price.id) == default.as_ref()).or(prices.first());
+        Ok(chosen.map(|price| price.id.clone()))
     }
 }

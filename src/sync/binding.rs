@@ -12,7 +12,7 @@ use crate::store::requests::{self, Subject};
 use crate::store::{Connection, StoreError};
 
 /// Whom a customer pays for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Owner {
     User(UserId),
     Account(AccountId),

@@ -8,14 +8,18 @@ use chrono::{DateTime, Utc};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
-use crate::domain::user::UserId;
+use crate::domain::user::{USER_ID_BYTES_MAX, UserId};
 
 const VERSION: u8 = 1;
 const SECONDS_PER_HOUR: i64 = 3600;
 /// Half of the digest: nobody guesses 128 bits, and the link is 22 letters shorter.
 const MAC_BYTES: usize = 16;
-/// A user's id and a tier's name, with room to spare; a longer text is none of ours.
-const TOKEN_CHARS_MAX: usize = 2048;
+/// Version, expiry, the length of the tier's name.
+const HEAD_BYTES: usize = 7;
+/// With the longest user's id and the longest tier's name.
+const TOKEN_BYTES_MAX: usize = HEAD_BYTES + USER_ID_BYTES_MAX + 255 + MAC_BYTES;
+/// The same in base64; a longer text is none of ours.
+const TOKEN_CHARS_MAX: usize = TOKEN_BYTES_MAX.div_ceil(3) * 4;
 
 /// What a link is for. One that is good for one thing is nothing to the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,19 +79,31 @@ impl Key {
         Some(mac)
     }
 
-    /// A token that is good for `hours` from the full hour before `from`, so that whoever asks twice within an hour gets the same one.
+    /// Writes behind `url` a token that is good for `hours` from the full hour before `from`, so that whoever asks twice within an hour gets the same one.
     /// `None` where a name is longer than any can be, or the time is none that a token can hold.
-    pub fn sign(&self, purpose: Purpose, user: &UserId, target: &str, from: DateTime<Utc>, hours: u32) -> Option<String> {
+    pub fn sign(&self, url: [&str; 2], purpose: Purpose, claim: (&UserId, &str), from: DateTime<Utc>, hours: u32) -> Option<String> {
+        let (user, target) = (claim.0.as_str().as_bytes(), claim.1.as_bytes());
         let expiry = u32::try_from(from.timestamp().div_euclid(SECONDS_PER_HOUR)).ok()?.checked_add(hours)?;
         let length = u16::try_from(target.len()).ok()?;
-        let mut token = vec![VERSION];
-        token.extend(expiry.to_be_bytes());
-        token.extend(length.to_be_bytes());
-        token.extend(target.as_bytes());
-        token.extend(user.as_str().as_bytes());
-        let mac = self.mac(purpose, &token)?.finalize().into_bytes();
-        token.extend(mac.get(..MAC_BYTES)?);
-        Some(URL_SAFE_NO_PAD.encode(token)).filter(|token| token.len() <= TOKEN_CHARS_MAX)
+        // It is written where every check that blocks waits for it, so the one allocation is the URL itself.
+        let mut token = [0; TOKEN_BYTES_MAX];
+        let mut end = 0;
+        let mut write = |token: &mut [u8], part: &[u8]| {
+            let place = token.get_mut(end..end + part.len())?;
+            place.copy_from_slice(part);
+            end += part.len();
+            Some(end)
+        };
+        for part in [&[VERSION][..], &expiry.to_be_bytes(), &length.to_be_bytes(), target] {
+            write(&mut token, part)?;
+        }
+        let body = write(&mut token, user)?;
+        let mac = self.mac(purpose, token.get(..body)?)?.finalize().into_bytes();
+        let whole = write(&mut token, mac.get(..MAC_BYTES)?)?;
+        let mut text = String::with_capacity(url[0].len() + url[1].len() + whole.div_ceil(3) * 4);
+        text.extend(url);
+        URL_SAFE_NO_PAD.encode_string(token.get(..whole)?, &mut text);
+        Some(text)
     }
 
     /// What a token says. It is believed before it is read, and its time is looked at last.
@@ -135,7 +151,7 @@ mod tests {
     #[test]
     fn a_token_says_what_was_signed_until_its_hour() {
         let key = Key::new([1; 32]);
-        let sign = |seconds: i64| key.sign(Purpose::Upgrade, &user("Zoë|1"), "pro", at(seconds), 24).unwrap_or_default();
+        let sign = |seconds: i64| key.sign(["", ""], Purpose::Upgrade, (&user("Zoë|1"), "pro"), at(seconds), 24).unwrap_or_default();
         assert_eq!(sign(0), sign(3599));
         assert_ne!(sign(0), sign(3600));
         let claim = Claim { user: user("Zoë|1"), target: "pro".to_owned() };
@@ -148,9 +164,20 @@ mod tests {
     }
 
     #[test]
+    fn the_longest_names_fit_and_longer_ones_make_no_token() {
+        let key = Key::new([1; 32]);
+        let (user, most) = (user(&"u".repeat(255)), "t".repeat(255));
+        let sign = |target: &str| key.sign(["https://a.test", "/upgrade/"], Purpose::Upgrade, (&user, target), at(0), 24);
+        let url = sign(&most).unwrap_or_default();
+        let token = url.strip_prefix("https://a.test/upgrade/").unwrap_or_default();
+        assert_eq!(key.read(Purpose::Upgrade, token, at(0)), Ok(Claim { user: user.clone(), target: most.clone() }));
+        assert_eq!(sign(&format!("{most}t")), None);
+    }
+
+    #[test]
     fn a_token_is_nothing_under_another_key_for_another_purpose_or_altered() {
         let key = Key::new([1; 32]);
-        let token = key.sign(Purpose::Upgrade, &user("u"), "pro", at(0), 24).unwrap_or_default();
+        let token = key.sign(["", ""], Purpose::Upgrade, (&user("u"), "pro"), at(0), 24).unwrap_or_default();
         assert_eq!(Key::new([2; 32]).read(Purpose::Upgrade, &token, at(0)), Err(TokenError::Invalid));
         assert_eq!(key.read(Purpose::Return, &token, at(0)), Err(TokenError::Invalid));
         for altered in ["", "AQ", &token[1..], &token[..token.len() - 1], &format!("{token}A"), &format!("{token}=")] {

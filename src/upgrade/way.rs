@@ -11,8 +11,9 @@ pub enum Way {
     Checkout { ended: usize },
     /// He has one, with one item that can be changed.
     Change { subscription: String, item: String, quantity: Option<u64> },
-    /// He has one that is not paid; before anything else he pays.
-    Pay,
+    /// He has one that is not paid; before anything else he pays. Of a subscription that Stripe does not charge by itself any more it
+    /// is the invoice that he pays: another card alone would change nothing.
+    Pay { invoice: Option<String> },
     /// Somebody has to look: the portal shows what there is.
     Home,
 }
@@ -21,8 +22,9 @@ pub enum Way {
 /// ended counts as live.
 pub fn way(subscriptions: &[RemoteSubscription], catalogue: &Catalogue, target: &Tier) -> Way {
     let live: Vec<_> = subscriptions.iter().filter(|known| !known.snapshot.status.is_final()).collect();
-    if live.iter().any(|known| owes(&known.snapshot.status)) {
-        return Way::Pay;
+    if let Some(owed) = live.iter().find(|known| owes(&known.snapshot.status)) {
+        let invoice = owed.latest_invoice.clone().filter(|_| owed.snapshot.status != Status::PastDue);
+        return Way::Pay { invoice };
     }
     // An old link must not lead down, nor to what he has.
     if live.iter().any(|known| known.snapshot.tier(catalogue).is_some_and(|tier| target.rank <= tier.rank)) {

@@ -25,6 +25,7 @@ mod stripe_setup;
 mod tidy;
 mod tiers_files;
 mod upgrade;
+mod upgrade_edges;
 mod usage;
 mod users;
 mod webhook;

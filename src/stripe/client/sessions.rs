@@ -12,17 +12,19 @@ use stripe_billing::billing_portal_session::{
 };
 use stripe_checkout::checkout_session::{
     CreateCheckoutSession, CreateCheckoutSessionLineItems, CreateCheckoutSessionSubscriptionData, ExpireCheckoutSession,
-    ListCheckoutSession,
+    ListCheckoutSession, RetrieveCheckoutSession,
 };
 use stripe_core::customer::CreateCustomer;
 use stripe_shared::{CheckoutSessionMode, CheckoutSessionStatus};
 
 use super::call::{Call, Idempotency, segment};
 use super::{Client, Object, PAGE_SIZE, StripeError, found};
-use crate::stripe::read::{id, seconds, text};
+use crate::stripe::read::{id, metadata, seconds, text};
 
 /// Stripe's own most for `client_reference_id`.
 const CLIENT_REFERENCE_CHARS_MAX: usize = 200;
+/// Under which name a session of ours says what it sells: a list of sessions does not show their lines.
+const PRICE: &str = "spendgate_price";
 /// Those of checkout sessions have some 500 bytes.
 const URL_BYTES_MAX: usize = 4096;
 
@@ -86,17 +88,31 @@ impl Client {
             .line_items(vec![line])
             .success_url(checkout.success_url)
             .cancel_url(checkout.cancel_url)
+            .metadata(HashMap::from([(PRICE.to_owned(), checkout.price.to_owned())]))
             .subscription_data(subscription);
         // The subscription says it too; this only lets people see it at Stripe.
         if checkout.user_id.chars().count() <= CLIENT_REFERENCE_CHARS_MAX {
             request = request.client_reference_id(checkout.user_id);
         }
         let session = self.object(&Call::change(&request, once), self.deadline()).await?;
-        Ok(CheckoutSession {
-            id: session.get("id").and_then(id).ok_or(StripeError::Unreadable("a checkout session has no id"))?,
-            url: url(&session, "url").ok_or(StripeError::Unreadable("a checkout session leads nowhere"))?,
-            expires_at: seconds(&session, "expires_at"),
-        })
+        read_session(&session)
+    }
+
+    /// The sessions of ours in which this customer can still buy this price, whoever they were made for.
+    pub async fn open_checkout_sessions(&self, customer: &str, price: &str) -> Result<Vec<CheckoutSession>, StripeError> {
+        let listed = self.pages(None, self.deadline(), |after| {
+            let request = ListCheckoutSession::new().customer(customer).status(CheckoutSessionStatus::Open).limit(PAGE_SIZE);
+            Call::ask(&after.into_iter().fold(request, ListCheckoutSession::starting_after))
+        });
+        let ours = listed.await?.into_iter().filter(|session| metadata(session, PRICE).as_deref() == Some(price));
+        ours.map(|session| read_session(&session)).collect()
+    }
+
+    /// Whether a session can still be paid. What Stripe answers to a key that was used before is the session as it was then.
+    pub async fn is_checkout_open(&self, session: &str) -> Result<bool, StripeError> {
+        let Ok(segment) = segment(session) else { return Ok(false) };
+        let session = found(self.object(&Call::ask(&RetrieveCheckoutSession::new(segment)), self.deadline()).await)?;
+        Ok(session.is_some_and(|session| text(&session, "status").as_deref() == Some("open")))
     }
 
     /// Ends the customer's other checkouts of a subscription that are open and lead back to `ours`, all but `keep`: whoever paid two of
@@ -140,7 +156,15 @@ impl Client {
     }
 }
 
-/// The one entry of metadata that we write.
+fn read_session(session: &Object) -> Result<CheckoutSession, StripeError> {
+    Ok(CheckoutSession {
+        id: session.get("id").and_then(id).ok_or(StripeError::Unreadable("a checkout session has no id"))?,
+        url: url(session, "url").ok_or(StripeError::Unreadable("a checkout session leads nowhere"))?,
+        expires_at: seconds(session, "expires_at"),
+    })
+}
+
+/// The one entry of metadata that customers and subscriptions are given.
 fn user(user_id: &str) -> HashMap<String, String> {
     HashMap::from([("user_id".to_owned(), user_id.to_owned())])
 }

@@ -40,6 +40,8 @@ pub struct Price {
 pub struct Product {
     pub id: String,
     pub active: bool,
+    /// The price that the operator chose among the product's.
+    pub default_price: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -123,7 +125,17 @@ impl Client {
         let asked = self.object(&Call::ask(&RetrieveProduct::new(segment)), self.deadline()).await;
         let Some(object) = found(asked)? else { return Ok(None) };
         let id = text(&object, "id").ok_or(StripeError::Unreadable("a product has no id"))?;
-        Ok(Some(Product { id, active: flag(&object, "active") }))
+        let default_price = object.get("default_price").and_then(named);
+        Ok(Some(Product { id, active: flag(&object, "active"), default_price }))
+    }
+
+    /// The prices of a product that are active, the newest first.
+    pub async fn prices_of_product(&self, product: &str) -> Result<Vec<Price>, StripeError> {
+        let listed = self.pages(None, self.deadline(), |after| {
+            let request = ListPrice::new().product(product).active(true).limit(PAGE_SIZE);
+            Call::ask(&after.into_iter().fold(request, ListPrice::starting_after))
+        });
+        listed.await?.iter().map(read_price).collect()
     }
 
     pub async fn portal_configurations(&self) -> Result<Vec<PortalConfiguration>, StripeError> {
