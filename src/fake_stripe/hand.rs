@@ -71,6 +71,11 @@ impl FakeStripe {
     }
 
     #[track_caller]
+    pub fn set_default_price(&self, product: &str, price: &str) {
+        must(self.change(|world| world.set_default_price(product, price)));
+    }
+
+    #[track_caller]
     pub fn create_price(&self, id: &str, product: &str, spec: PriceSpec<'_>) {
         let price = NewPrice {
             id: Some(id),

@@ -51,6 +51,8 @@ pub struct Product {
     pub name: String,
     pub active: bool,
     pub metadata: Metadata,
+    /// The price that the dashboard shows for it.
+    pub default_price: Option<String>,
 }
 
 #[derive(Clone, Debug)]

@@ -56,7 +56,7 @@ impl View<'_> {
     pub fn product(&self, product: &Product) -> Value {
         json!({
             "id": product.id, "object": "product", "active": product.active, "attributes": [], "created": product.created,
-            "default_price": null, "description": null, "images": [], "livemode": self.livemode, "marketing_features": [],
+            "default_price": product.default_price, "description": null, "images": [], "livemode": self.livemode, "marketing_features": [],
             "metadata": product.metadata, "name": product.name, "package_dimensions": null, "shippable": null,
             "statement_descriptor": null, "tax_code": null, "type": "service", "unit_label": null, "updated": product.created, "url": null,
         })

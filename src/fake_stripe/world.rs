@@ -227,7 +227,7 @@ impl World {
     pub fn create_product(&mut self, id: Option<&str>, name: &str, metadata: Metadata) -> String {
         let id = id.map_or_else(|| self.id("prod_", 14), str::to_owned);
         let (created, name) = (self.seconds(), name.to_owned());
-        self.objects.products.add(Product { id: id.clone(), created, name, active: true, metadata });
+        self.objects.products.add(Product { id: id.clone(), created, name, active: true, metadata, default_price: None });
         self.emit("product.created", &id, None);
         id
     }
@@ -247,6 +247,18 @@ impl World {
         self.objects.prices.add(Price { id: id.clone(), created, product, lookup_key, metadata, unit_amount, recurring, active });
         self.emit("price.created", &id, None);
         Ok(id)
+    }
+
+    pub fn set_default_price(&mut self, product: &str, price: &str) -> Result<(), ApiError> {
+        let before = self.shapes(product);
+        let sells = self.objects.prices.get(price).is_some_and(|price| price.product == product);
+        let known = self.objects.products.get_mut(product).ok_or_else(|| missing::<Product>(product))?;
+        if !sells {
+            return Err(ApiError::no_such(Price::NOUN, price, "default_price"));
+        }
+        known.default_price = Some(price.to_owned());
+        self.emit("product.updated", product, before.as_ref());
+        Ok(())
     }
 
     pub fn change_price(&mut self, id: &str, change: impl FnOnce(&mut Price)) -> Result<(), ApiError> {

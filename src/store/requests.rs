@@ -47,6 +47,7 @@ const DUE: &str = "SELECT subject, kind, tries FROM requests \
      WHERE due_at <= $1 ORDER BY due_at LIMIT $2";
 const APPLIED: &str = "UPDATE requests SET applied_seq = $2, tries = 0, given_up_at = NULL, error = NULL, \
      due_at = CASE WHEN requested_seq <= $2 THEN NULL ELSE $3 END WHERE subject = $1 AND applied_seq < $2";
+const IS_ANSWERED: &str = "SELECT 1 FROM requests WHERE subject = $1 AND $2 <= applied_seq";
 const FAILED: &str = "UPDATE requests SET tries = tries + 1, due_at = $3, given_up_at = $4, error = $5 \
      WHERE subject = $1 AND requested_seq <= $2 AND applied_seq < $2";
 const WAITS: &str = "SELECT 1 FROM requests WHERE subject = $1 AND due_at IS NOT NULL";
@@ -79,6 +80,11 @@ pub async fn waits(db: &mut Connection, subject: &str) -> Result<bool, StoreErro
 pub async fn applied(db: &mut Connection, subject: &str, ticket: Ticket, now: DateTime<Utc>) -> Result<bool, StoreError> {
     let done = sqlx::query(APPLIED).bind(subject).bind(ticket).bind(micros(now)).execute(db).await?;
     Ok(0 < done.rows_affected())
+}
+
+/// Whether an answer was written that was asked for at `since` or later.
+pub async fn is_answered(db: &mut Connection, subject: &str, since: Ticket) -> Result<bool, StoreError> {
+    Ok(sqlx::query(IS_ANSWERED).bind(subject).bind(since).fetch_optional(db).await?.is_some())
 }
 
 /// What becomes of a question that failed.

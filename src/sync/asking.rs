@@ -52,6 +52,8 @@ pub struct Asker {
     pub clock: Clock,
     pub tell: Tell,
     wake: Notify,
+    /// A question that was under way is answered, or failed.
+    landed: Notify,
     /// The subjects that are being asked about: one question at a time for each.
     flying: Mutex<HashSet<String>>,
 }
@@ -103,12 +105,13 @@ struct Flight {
 impl Drop for Flight {
     fn drop(&mut self) {
         self.asker.flying().remove(&self.subject);
+        self.asker.landed.notify_waiters();
     }
 }
 
 impl Asker {
     pub fn new(store: Store, catalogue: Arc<Catalogue>, client: Client, clock: Clock, tell: Tell) -> Arc<Self> {
-        Arc::new(Self { store, catalogue, client, clock, tell, wake: Notify::new(), flying: Mutex::default() })
+        Arc::new(Self { store, catalogue, client, clock, tell, wake: Notify::new(), landed: Notify::new(), flying: Mutex::default() })
     }
 
     /// There may be something to ask.
@@ -160,17 +163,26 @@ impl Asker {
         }
     }
 
-    /// Asks about a customer at once, for somebody who waits: as [`Asker::step`] would, with less patience.
+    /// Asks about a customer at once, for somebody who waits: as [`Asker::step`] would, with less patience. What is written then is no
+    /// older than the call.
     pub async fn now(self: &Arc<Self>, customer: &str) -> Result<(), AskError> {
         let subject = Subject::Customer(customer.to_owned());
         let mut tx = self.store.begin().await?;
-        requests::raise(tx.connection()?, &subject, (self.clock)()).await?;
+        let asked = requests::raise(tx.connection()?, &subject, (self.clock)()).await?;
         tx.commit().await?;
-        // Where another question is under way its answer may be too old, and what was just requested is asked after it.
-        let Some(_flight) = self.fly(&subject) else {
-            self.wake();
-            return Ok(());
+        // Another question that is under way was perhaps asked before what is waited for happened.
+        let _flight = loop {
+            let landed = self.landed.notified();
+            tokio::pin!(landed);
+            landed.as_mut().enable();
+            if let Some(flight) = self.fly(&subject) {
+                break flight;
+            }
+            landed.await;
         };
+        if requests::is_answered(&mut *self.store.reader().await?, customer, asked).await? {
+            return Ok(());
+        }
         let ticket = self.ticket().await?;
         self.refresh(&subject, ticket, &self.client.with(Patience::INTERACTIVE)).await
     }

@@ -259,6 +259,47 @@ async fn an_answer_that_comes_after_a_later_one_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whoever_waits_gets_an_answer_that_is_newer_than_his_question() {
+    let story = Story::begin(Options::default()).await;
+    let (app, fake) = (&story.app, &story.fake);
+    let customer = fake.create_customer(&[("user_id", "u")]);
+    let (arrived, go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let url = held_back(fake, arrived.clone(), go.clone()).await;
+    let store = Store::open(&app.database()).await.unwrap();
+    let client = Client::new(ApiKey::parse(KEY).unwrap(), &url, 1).unwrap().with(QUICK);
+    let asker = Asker::new(store.clone(), Arc::new(tiers_file::read(TIERS).unwrap()), client, app.shared_clock(), Arc::new(|_| {}));
+    let ask = || {
+        let (asker, customer) = (asker.clone(), customer.clone());
+        tokio::spawn(async move { asker.now(&customer).await })
+    };
+    let early = ask();
+    arrived.notified().await;
+    fake.subscribe(&customer, &[("price_pro", Some(1))], "active");
+    // Two who are back from Stripe while the answer of before is on its way.
+    let (mut one, two) = (ask(), ask());
+    let last = || async {
+        let mut reader = store.reader().await.unwrap();
+        sqlx::query_scalar::<_, i64>("SELECT last FROM tickets").fetch_one(&mut *reader).await.unwrap()
+    };
+    while last().await < 4 {
+        tokio::task::yield_now().await;
+    }
+    go.notify_one();
+    early.await.unwrap().unwrap();
+    tokio::select! {
+        () = arrived.notified() => go.notify_one(),
+        _ = &mut one => panic!("what was asked before was taken for the answer"),
+    }
+    one.await.unwrap().unwrap();
+    two.await.unwrap().unwrap();
+    assert_eq!(fake.call_count("GET /v1/subscriptions"), 2, "one answer for both");
+    store.close().await;
+    let mut story = story;
+    story.app.restart().await;
+    assert_eq!(story.tier("u").await, "pro");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn while_stripe_is_down_checks_go_on_and_afterwards_all_is_made_good() {
     let story = Story::begin(Options::default()).await;
     let (app, fake) = (&story.app, &story.fake);

@@ -119,7 +119,12 @@ async fn another_price_of_the_target_is_another_session() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tier_is_sold_by_its_lookup_key_or_its_product_where_it_names_no_price() {
     let sold_as = "prices: [price_pro]\n    lookup_keys: [pro_monthly, pro_yearly]";
-    for (instead, expected) in [("lookup_keys: [none, pro_monthly]", "by_key"), ("products: [prod_x]", "newest")] {
+    let cases = [
+        ("lookup_keys: [none, pro_monthly]", None, "by_key"),
+        ("products: [prod_x]", None, "newest"),
+        ("products: [prod_x]", Some("old"), "old"),
+    ];
+    for (instead, default, expected) in cases {
         let tiers = TIERS.replace(sold_as, instead);
         assert_ne!(tiers, TIERS);
         let mut story = Story::begin(Options::default()).await;
@@ -131,6 +136,9 @@ async fn a_tier_is_sold_by_its_lookup_key_or_its_product_where_it_names_no_price
         fake.create_price("newest", "prod_x", PriceSpec::monthly(2900));
         fake.create_price("once", "prod_x", PriceSpec { recurring: None, ..PriceSpec::monthly(2900) });
         fake.create_price("ended", "prod_x", PriceSpec { active: false, ..PriceSpec::monthly(2900) });
+        if let Some(price) = default {
+            fake.set_default_price("prod_x", price);
+        }
         let path = blocked(app, "u").await;
         assert!(led_to(&open(app, &path).await).contains("/checkout/"));
         let sold = fake.calls().into_iter().find(|call| call.method == "POST" && call.path == "/v1/checkout/sessions").unwrap();
