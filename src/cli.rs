@@ -17,13 +17,14 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
 
 use crate::config::Config;
 use crate::domain::catalogue::Catalogue;
 use crate::domain::tiers_file;
 use crate::meter::Clock;
+use crate::store::Store;
 
 /// The catalogue that is used where there is no file: the tiers.yaml of the repository.
 const BUILT_IN_TIERS: &str = include_str!("../tiers.yaml");
@@ -137,6 +138,22 @@ impl fmt::Display for TiersSource {
             Self::BuiltIn => f.write_str("built-in tiers.yaml"),
         }
     }
+}
+
+/// Opens the database, and makes what is missing.
+async fn open_store(config: &Config) -> anyhow::Result<Store> {
+    if let Some(folder) = config.database.file().and_then(Path::parent).filter(|folder| !folder.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder).with_context(|| format!("the folder {} cannot be made", folder.display()))?;
+    }
+    Store::open(&config.database).await.with_context(|| format!("{} cannot be opened", config.database))
+}
+
+/// Opens the database that a service has made.
+async fn open_known_store(config: &Config) -> anyhow::Result<Store> {
+    if let Some(file) = config.database.file().filter(|file| !file.exists()) {
+        bail!("there is no database at {}; `spendgate serve` makes it", file.display());
+    }
+    open_store(config).await
 }
 
 fn read_catalogue(config: &Config) -> anyhow::Result<(Catalogue, TiersSource)> {

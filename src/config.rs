@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use chrono::TimeDelta;
 
+use crate::store::Address;
 use crate::stripe::client::Patience;
 use crate::stripe::key::ApiKey;
 use crate::stripe::signature::Secret;
@@ -24,6 +25,8 @@ const RECONCILE_MINUTES: RangeInclusive<i64> = 5..=30 * 24 * 60;
 /// Reading one customer takes two calls.
 const CALLS_PER_SECOND_MIN: u32 = 2;
 const CALLS_PER_SECOND_MAX: u32 = 1000;
+/// Who answers from older memory enforces nothing.
+const STALENESS_MS_MAX: i64 = 60_000;
 const DATABASE_FILE: &str = "spendgate.db";
 const STRIPE_API_BASE: &str = "https://api.stripe.com";
 
@@ -32,8 +35,7 @@ const STRIPE_API_BASE: &str = "https://api.stripe.com";
 pub struct Config {
     pub listen_addr: SocketAddr,
     pub data_dir: PathBuf,
-    /// The SQLite file.
-    pub database: PathBuf,
+    pub database: Address,
     /// `None`: `./tiers.yaml` where it is there, else the built-in catalogue.
     pub tiers_file: Option<PathBuf>,
     /// Empty: no delivery can be verified, so none is taken.
@@ -41,6 +43,8 @@ pub struct Config {
     pub stripe: StripeConfig,
     /// How long usage is kept row by row; `None` is for ever.
     pub retention_days: Option<u32>,
+    /// How old may be what a check is answered by, where other nodes write too.
+    pub max_staleness: TimeDelta,
     pub admin_api_key: Option<AdminKey>,
     /// Without a slash at its end; `None` is where the service turns out to listen.
     pub public_url: Option<String>,
@@ -122,6 +126,7 @@ impl Config {
                 ..StripeConfig::default()
             },
             retention_days: retention_days(get("RETENTION_DAYS"))?,
+            max_staleness: max_staleness(get("MAX_STALENESS_MS"))?,
             admin_api_key: admin_api_key(get("ADMIN_API_KEY"))?,
             public_url: url("PUBLIC_URL", get("PUBLIC_URL"))?,
             return_url: url("RETURN_URL", get("RETURN_URL"))?,
@@ -134,16 +139,9 @@ fn listen_addr(value: Option<String>) -> Result<SocketAddr, ConfigError> {
     value.parse().map_err(|_| fault("LISTEN_ADDR", "must be an address and a port, as in 127.0.0.1:8080 or [::]:8080"))
 }
 
-fn database(value: Option<String>, data_dir: &std::path::Path) -> Result<PathBuf, ConfigError> {
-    let Some(value) = value else { return Ok(data_dir.join(DATABASE_FILE)) };
-    let path = value.strip_prefix("sqlite://").or_else(|| value.strip_prefix("sqlite:"));
-    match path {
-        Some(path) if !path.is_empty() && !path.starts_with(":memory:") && !path.contains('?') => Ok(PathBuf::from(path)),
-        _ => Err(fault(
-            "DATABASE_URL",
-            "must be sqlite:<path of a file>, as in sqlite:data/spendgate.db; this version keeps its data in SQLite only",
-        )),
-    }
+fn database(value: Option<String>, data_dir: &std::path::Path) -> Result<Address, ConfigError> {
+    let Some(value) = value else { return Ok(Address::Sqlite(data_dir.join(DATABASE_FILE))) };
+    Address::parse(&value).map_err(|why| fault("DATABASE_URL", why.to_string()))
 }
 
 fn webhook_secrets(value: Option<String>) -> Result<Vec<Secret>, ConfigError> {
@@ -194,6 +192,13 @@ fn retention_days(value: Option<String>) -> Result<Option<u32>, ConfigError> {
     days.map(Some).ok_or_else(|| fault("RETENTION_DAYS", why()))
 }
 
+fn max_staleness(value: Option<String>) -> Result<TimeDelta, ConfigError> {
+    let Some(value) = value else { return Ok(TimeDelta::zero()) };
+    let milliseconds = value.parse().ok().filter(|milliseconds| (0..=STALENESS_MS_MAX).contains(milliseconds));
+    let why = || format!("must be a whole number of milliseconds from 0 to {STALENESS_MS_MAX}");
+    milliseconds.map(TimeDelta::milliseconds).ok_or_else(|| fault("MAX_STALENESS_MS", why()))
+}
+
 fn admin_api_key(value: Option<String>) -> Result<Option<AdminKey>, ConfigError> {
     match value {
         Some(key) if !(ADMIN_KEY_BYTES_MIN..=ADMIN_KEY_BYTES_MAX).contains(&key.len()) || !key.chars().all(|c| c.is_ascii_graphic()) => {
@@ -221,6 +226,8 @@ fn url(name: &'static str, value: Option<String>) -> Result<Option<String>, Conf
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn read(pairs: &[(&str, &str)]) -> Result<Config, ConfigError> {
@@ -232,7 +239,7 @@ mod tests {
         for pairs in [&[][..], &[("LISTEN_ADDR", ""), ("STRIPE_API_KEY", " ")][..]] {
             let config = read(pairs).unwrap_or_else(|error| panic!("{error}"));
             assert_eq!(config.listen_addr.to_string(), "127.0.0.1:8080");
-            assert_eq!(config.database, PathBuf::from("data/spendgate.db"));
+            assert_eq!(config.database.file(), Some(Path::new("data/spendgate.db")));
             assert!(config.webhook_secrets.is_empty() && config.stripe.api_key.is_none() && config.public_url.is_none());
         }
     }
@@ -248,7 +255,7 @@ mod tests {
         check("LISTEN_ADDR", "localhost");
         check("LISTEN_ADDR", "127.0.0.1:99999");
         check("DATABASE_URL", "mysql://x");
-        check("DATABASE_URL", "postgres://user:password@db/spendgate");
+        check("DATABASE_URL", "postgres://user:password@db");
         check("DATABASE_URL", "sqlite::memory:");
         check("STRIPE_WEBHOOK_SECRETS", "whsec_good,wrong-one");
         check("STRIPE_API_KEY", "pk_live_123");
@@ -261,6 +268,8 @@ mod tests {
         check("RECONCILE_EVERY", "1m");
         check("RECONCILE_EVERY", "99999999999999999d");
         check("STRIPE_CALLS_PER_SECOND", "1001");
+        check("MAX_STALENESS_MS", "60001");
+        check("MAX_STALENESS_MS", "-1");
         check("ADMIN_API_KEY", "short-key");
         check("PUBLIC_URL", "shop.example.net");
         check("PUBLIC_URL", "https://spend.example.com/?x");
@@ -278,7 +287,7 @@ mod tests {
             ("RETENTION_DAYS", "90"),
         ]);
         let config = config.unwrap_or_else(|error| panic!("{error}"));
-        assert_eq!(config.database, PathBuf::from("/var/lib/spendgate/spendgate.db"));
+        assert_eq!(config.database.file(), Some(Path::new("/var/lib/spendgate/spendgate.db")));
         assert_eq!((config.webhook_secrets.len(), config.retention_days), (2, Some(90)));
         assert_eq!(config.stripe.livemode(), Some(false));
         assert_eq!(config.public_url.as_deref(), Some("https://spend.example.com"));

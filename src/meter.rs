@@ -1,18 +1,21 @@
 //! Gathers concurrent operations into one durable commit, and keeps what checks read.
 
+mod batch;
+mod health;
 mod load;
 mod memory;
 mod pending;
 mod retention;
 mod seen;
 mod settler;
+mod shared;
 mod writer;
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -22,9 +25,12 @@ use crate::domain::decide::Budget;
 use crate::domain::ledger::Payer;
 use crate::domain::operation::{Hold, Operation, Outcome, Receipt, Refusal, Usage};
 use crate::domain::user::{AccountId, Standing, UserId};
-use crate::store::{PoolConnection, Store, StoreError, holds, ledger};
+use crate::store::{Backend, Connection, Store, StoreError, holds, ledger};
+use health::Health;
 use pending::Pending;
 use seen::Seen;
+use shared::Reading;
+pub use shared::Settings;
 use writer::{Shown, Writer};
 
 /// Reads the clock. `main` makes the real one, tests one that they set.
@@ -78,7 +84,8 @@ struct Request {
 pub struct Meter {
     store: Store,
     catalogue: Arc<Catalogue>,
-    shown: Shown,
+    /// What this process alone writes is read from memory; what others write too is asked for.
+    kept: Backend<Shown, Reading>,
     queue: mpsc::Sender<Request>,
 }
 
@@ -89,15 +96,22 @@ impl fmt::Debug for Meter {
 }
 
 impl Meter {
-    /// Starts the writer. It ends, after what is queued, when the meter is dropped. Rows older than `keep` are rolled into daily sums.
+    /// Starts the writer. It ends, after what is queued, when the meter is dropped.
     pub async fn start(
         store: Store,
         catalogue: Arc<Catalogue>,
         clock: Clock,
-        keep: Option<TimeDelta>,
+        settings: Settings,
     ) -> Result<(Self, JoinHandle<()>), StoreError> {
         let (queue, waiting) = mpsc::channel(QUEUE_MAX);
-        let last = store.last_batch().await?;
+        let files = match store.backend() {
+            Backend::Sqlite(files) => files.clone(),
+            Backend::Postgres(cluster) => {
+                let (reading, ended) = shared::start(store.clone(), cluster.clone(), catalogue.clone(), clock, settings, waiting).await?;
+                return Ok((Self { store, catalogue, kept: Backend::Postgres(reading), queue }, ended));
+            }
+        };
+        let last = files.last_batch().await?;
         let shown = Shown {
             users: Arc::default(),
             accounts: Arc::default(),
@@ -105,38 +119,46 @@ impl Meter {
             health: Arc::default(),
             pending: Arc::new(Pending::new(last)),
         };
-        let seen = Arc::new(Seen::new(ledger::rows_at_most(&mut *store.reader().await?).await?));
-        let (catalogue_, shown_) = (catalogue.clone(), shown.clone());
-        let writer = Writer { store: store.clone(), catalogue: catalogue_, shown: shown_, clock, keep, seen, last, in_doubt: false };
+        let seen = Arc::new(Seen::new(ledger::rows_at_most(&mut store.reader().await?).await?));
+        let (catalogue_, shown_, keep) = (catalogue.clone(), shown.clone(), settings.keep);
+        let writer = Writer { store: store.clone(), files, catalogue: catalogue_, shown: shown_, clock, keep, seen, last, in_doubt: false };
         let writer = tokio::spawn(writer.run(waiting));
-        Ok((Self { store, catalogue, shown, queue }, writer))
+        Ok((Self { store, catalogue, kept: Backend::Sqlite(shown), queue }, writer))
     }
 
     /// A connection that sees everything that was acknowledged of these users.
-    pub async fn reader_of(&self, users: &[UserId]) -> Result<PoolConnection, StoreError> {
-        self.shown.pending.have(users).await?;
+    pub async fn reader_of(&self, users: &[UserId]) -> Result<Connection, StoreError> {
+        if let Backend::Sqlite(shown) = &self.kept {
+            shown.pending.have(users).await?;
+        }
         self.store.reader().await
     }
 
     /// A connection that sees everything that was acknowledged of this account.
-    pub async fn reader_of_account(&self, account: &AccountId) -> Result<PoolConnection, StoreError> {
-        self.shown.pending.have_account(account).await?;
+    pub async fn reader_of_account(&self, account: &AccountId) -> Result<Connection, StoreError> {
+        if let Backend::Sqlite(shown) = &self.kept {
+            shown.pending.have_account(account).await?;
+        }
         self.store.reader().await
     }
 
     /// A connection that sees everything that was acknowledged.
-    pub async fn reader(&self) -> Result<PoolConnection, StoreError> {
-        self.shown.pending.have_all().await?;
+    pub async fn reader(&self) -> Result<Connection, StoreError> {
+        if let Backend::Sqlite(shown) = &self.kept {
+            shown.pending.have_all().await?;
+        }
         self.store.reader().await
     }
 
     /// A hold as it stands.
     pub async fn hold(&self, id: &str) -> Result<Option<Hold>, StoreError> {
-        // What is pending is asked first: it may reach the tables meanwhile.
-        match self.shown.pending.hold(id) {
-            Some(hold) => Ok(Some(hold)),
-            None => Ok(holds::by_id(&mut *self.store.reader().await?, &[id]).await?.remove(id)),
+        if let Backend::Sqlite(shown) = &self.kept
+            // What is pending is asked first: it may reach the tables meanwhile.
+            && let Some(hold) = shown.pending.hold(id)
+        {
+            return Ok(Some(hold));
         }
+        Ok(holds::by_id(&mut self.store.reader().await?, &[id]).await?.remove(id))
     }
 
     /// Books usage, all of it or nothing. `Ok` means that it is on the disk.
@@ -164,65 +186,114 @@ impl Meter {
 
     /// The store hangs, or the writer is gone: until a write is confirmed, what is spent is not counted.
     fn unconfirmed(&self) -> WriteError {
-        self.shown.health.set(false);
+        self.health().set(false);
         WriteError::Unconfirmed
+    }
+
+    fn health(&self) -> &Health {
+        match &self.kept {
+            Backend::Sqlite(shown) => &shown.health,
+            Backend::Postgres(reading) => &reading.shared.health,
+        }
     }
 
     /// Forgets what is held of a user whose record was changed elsewhere: the next check reads it again.
     pub fn forget(&self, user: &UserId) {
-        self.shown.users.forget(user);
+        match &self.kept {
+            Backend::Sqlite(shown) => shown.users.forget(user),
+            Backend::Postgres(reading) => reading.shared.forget(user),
+        }
     }
 
     /// Forgets everybody: something changed, and nobody knows what.
     pub fn forget_all(&self) {
-        self.shown.users.forget_all();
+        match &self.kept {
+            Backend::Sqlite(shown) => shown.users.forget_all(),
+            Backend::Postgres(reading) => reading.shared.forget_all(),
+        }
+    }
+
+    /// Batches that were done again, since another node was in the way.
+    pub fn retries(&self) -> u64 {
+        match &self.kept {
+            Backend::Sqlite(_) => 0,
+            Backend::Postgres(reading) => reading.shared.retries(),
+        }
     }
 
     /// Whether the last write was confirmed, and none hangs. While it is not so, what is spent is not counted.
     pub fn is_writable(&self, now: DateTime<Utc>) -> bool {
-        self.shown.health.is_writable(now)
+        self.health().is_writable(now)
     }
 
     /// One user at `now`.
     pub async fn view(&self, user: &UserId, now: DateTime<Utc>) -> Result<View<'_>, StoreError> {
-        let all = self.budgets_of_all(now).await?;
-        if let Some(payer) = self.shown.users.get(user)
-            && let Some(view) = self.judge(payer, &all, now).await?
-        {
-            return Ok(view);
+        match &self.kept {
+            Backend::Sqlite(shown) => self.own_view(shown, user, now).await,
+            Backend::Postgres(reading) => {
+                let seen = reading.see(std::slice::from_ref(user), now).await?.pop();
+                self.judge_seen(seen.ok_or_else(StoreError::torn)?)
+            }
         }
-        let payer = self.load(std::slice::from_ref(user), now).await?.remove(user).ok_or_else(StoreError::torn)?;
-        self.judge(payer, &all, now).await?.ok_or_else(StoreError::torn)
     }
 
     /// Many users at `now`, in the order asked.
     pub async fn views(&self, users: &[UserId], now: DateTime<Utc>) -> Result<Vec<View<'_>>, StoreError> {
-        let all = self.budgets_of_all(now).await?;
+        match &self.kept {
+            Backend::Sqlite(shown) => self.own_views(shown, users, now).await,
+            Backend::Postgres(reading) => reading.see(users, now).await?.into_iter().map(|seen| self.judge_seen(seen)).collect(),
+        }
+    }
+
+    /// What was read counts every window that it needs.
+    fn judge_seen(&self, seen: shared::Seen) -> Result<View<'_>, StoreError> {
+        let shared::Seen { payer, pool, all, now } = seen;
+        let standing = payer.profile.standing(&self.catalogue, now);
+        let mut budgets = payer.budgets(pool.as_deref(), &standing, now).ok_or_else(StoreError::torn)?;
+        if let Some((limits, all)) = self.catalogue.global.as_ref().zip(all) {
+            budgets.extend(all.budgets(limits, 1, None, now).ok_or_else(StoreError::torn)?);
+        }
+        Ok(View { payer, standing, budgets })
+    }
+
+    async fn own_view(&self, shown: &Shown, user: &UserId, now: DateTime<Utc>) -> Result<View<'_>, StoreError> {
+        let all = self.budgets_of_all(shown, now).await?;
+        if let Some(payer) = shown.users.get(user)
+            && let Some(view) = self.judge(shown, payer, &all, now).await?
+        {
+            return Ok(view);
+        }
+        let payer = self.load(shown, std::slice::from_ref(user), now).await?.remove(user).ok_or_else(StoreError::torn)?;
+        self.judge(shown, payer, &all, now).await?.ok_or_else(StoreError::torn)
+    }
+
+    async fn own_views(&self, shown: &Shown, users: &[UserId], now: DateTime<Utc>) -> Result<Vec<View<'_>>, StoreError> {
+        let all = self.budgets_of_all(shown, now).await?;
         let mut views: Vec<Option<View<'_>>> = Vec::with_capacity(users.len());
         for user in users {
-            views.push(match self.shown.users.get(user) {
-                Some(payer) => self.judge(payer, &all, now).await?,
+            views.push(match shown.users.get(user) {
+                Some(payer) => self.judge(shown, payer, &all, now).await?,
                 None => None,
             });
         }
         let missing = users.iter().zip(&views).filter(|(_, view)| view.is_none());
         let missing: Vec<UserId> = missing.map(|(user, _)| user.clone()).collect();
         if !missing.is_empty() {
-            let loaded = self.load(&missing, now).await?;
+            let loaded = self.load(shown, &missing, now).await?;
             for (user, view) in users.iter().zip(&mut views).filter(|(_, view)| view.is_none()) {
                 let payer = loaded.get(user).ok_or_else(StoreError::torn)?;
-                *view = self.judge(payer.clone(), &all, now).await?;
+                *view = self.judge(shown, payer.clone(), &all, now).await?;
             }
         }
         views.into_iter().collect::<Option<Vec<_>>>().ok_or_else(StoreError::torn)
     }
 
     /// `None` where a window has opened that `payer` does not count.
-    async fn judge(&self, payer: Arc<Payer>, all: &[Budget], now: DateTime<Utc>) -> Result<Option<View<'_>>, StoreError> {
+    async fn judge(&self, shown: &Shown, payer: Arc<Payer>, all: &[Budget], now: DateTime<Utc>) -> Result<Option<View<'_>>, StoreError> {
         let standing = payer.profile.standing(&self.catalogue, now);
         let budgets = match payer.pool(&standing) {
             None => payer.budgets(None, &standing, now),
-            Some(account) => Some(self.budgets_of_account(account, &payer, &standing, now).await?),
+            Some(account) => Some(self.budgets_of_account(shown, account, &payer, &standing, now).await?),
         };
         let Some(mut budgets) = budgets else { return Ok(None) };
         budgets.extend_from_slice(all);
@@ -231,16 +302,17 @@ impl Meter {
 
     async fn budgets_of_account(
         &self,
+        shown: &Shown,
         account: &AccountId,
         payer: &Payer,
         standing: &Standing<'_>,
         now: DateTime<Utc>,
     ) -> Result<Vec<Budget>, StoreError> {
-        if let Some(budgets) = self.shown.accounts.get(account).and_then(|pool| payer.budgets(Some(&pool), standing, now)) {
+        if let Some(budgets) = shown.accounts.get(account).and_then(|pool| payer.budgets(Some(&pool), standing, now)) {
             return Ok(budgets);
         }
-        let loading = self.shown.accounts.begin_load(vec![account.clone()]);
-        self.shown.pending.have_account(account).await?;
+        let loading = shown.accounts.begin_load(vec![account.clone()]);
+        shown.pending.have_account(account).await?;
         let mut tx = self.store.begin_read().await?;
         let pool = Arc::new(load::account(tx.connection()?, account, &[standing.grant.billing], now).await?);
         tx.commit().await?;
@@ -249,9 +321,14 @@ impl Meter {
     }
 
     /// Reads users from the store, and keeps those that exist: asking for others leaves no trace.
-    async fn load(&self, users: &[UserId], now: DateTime<Utc>) -> Result<std::collections::HashMap<UserId, Arc<Payer>>, StoreError> {
-        let loading = self.shown.users.begin_load(users.to_vec());
-        self.shown.pending.have(users).await?;
+    async fn load(
+        &self,
+        shown: &Shown,
+        users: &[UserId],
+        now: DateTime<Utc>,
+    ) -> Result<std::collections::HashMap<UserId, Arc<Payer>>, StoreError> {
+        let loading = shown.users.begin_load(users.to_vec());
+        shown.pending.have(users).await?;
         // One moment for all statements: what is captured between two of them would be neither spent nor held.
         let mut tx = self.store.begin_read().await?;
         let loaded = load::payers(tx.connection()?, &self.catalogue, users, now).await?;
@@ -266,13 +343,13 @@ impl Meter {
         Ok(loaded.into_iter().map(keep).collect())
     }
 
-    async fn budgets_of_all(&self, now: DateTime<Utc>) -> Result<Vec<Budget>, StoreError> {
+    async fn budgets_of_all(&self, shown: &Shown, now: DateTime<Utc>) -> Result<Vec<Budget>, StoreError> {
         let Some(limits) = &self.catalogue.global else { return Ok(Vec::new()) };
-        if let Some(budgets) = self.shown.all.get(&()).and_then(|all| all.budgets(limits, 1, None, now)) {
+        if let Some(budgets) = shown.all.get(&()).and_then(|all| all.budgets(limits, 1, None, now)) {
             return Ok(budgets);
         }
-        let loading = self.shown.all.begin_load(vec![()]);
-        self.shown.pending.have_all().await?;
+        let loading = shown.all.begin_load(vec![()]);
+        shown.pending.have_all().await?;
         let mut tx = self.store.begin_read().await?;
         let all = Arc::new(load::all(tx.connection()?, now).await?);
         tx.commit().await?;

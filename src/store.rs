@@ -1,33 +1,35 @@
-//! What we remember; the only SQL.
-//!
-//! SQLite has one writer, so writes go through one connection and wait for it in order; reads have connections of their own. The
-//! ledger's batches do not wait for it: they are durable in a journal beside the database, and the tables follow.
+//! What we remember; the only SQL. SQLite's files, or a Postgres that many nodes share: one query text for both.
 
 pub mod accounts;
+mod address;
+mod backend;
+pub mod batch;
 pub mod holds;
 pub mod inbox;
 pub mod journal;
 pub mod keys;
+pub mod leases;
 pub mod ledger;
 pub mod links;
+pub mod news;
+pub mod postgres;
 pub mod reconciliation;
 pub mod requests;
 mod retention;
 mod settle;
+pub mod sqlite;
 pub mod verify;
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
-use sqlx::{ConnectOptions, Connection as _, Row, Sqlite, SqliteConnection};
-use tokio::sync::Mutex;
-use tracing::warn;
 
 use crate::domain::operation::Fingerprint;
-use journal::{DROPPED_AT_ONCE, Journal, Numbered};
+pub use address::{Address, AddressError, Hosts};
+pub use backend::{Backend, Connection};
+use backend::{Row, on};
+use postgres::Cluster;
+use sqlite::Files;
 
 /// The database failed, or refused. Callers cannot mend it, so there is nothing here to match on.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +46,29 @@ impl StoreError {
     pub fn torn() -> Self {
         corrupt("what was read does not fit together")
     }
+
+    /// The same, for somebody else who is to be told.
+    pub fn like(other: &Self) -> Self {
+        Self(sqlx::Error::Protocol(other.0.to_string()))
+    }
+
+    /// Whether it may be over in a moment: the database was not reached, or is about to stop or to start, or is no primary any more.
+    pub fn may_pass(&self) -> bool {
+        use sqlx::Error::{Io, PoolClosed, PoolTimedOut, Protocol, WorkerCrashed};
+        if let Some(error) = self.0.as_database_error() {
+            let code = error.code().unwrap_or_default();
+            // Classes 08 (connection) and 57P (shutdown, crash, not yet ready); a standby; a lock, or a standby's word, that takes too long.
+            return code.starts_with("08") || code.starts_with("57P") || ["25006", "55P03", "57014", "53300", "25P03"].contains(&&*code);
+        }
+        matches!(&self.0, Io(_) | PoolTimedOut | PoolClosed | WorkerCrashed | Protocol(_))
+    }
+
+    /// Whether another transaction was in the way: the same again goes well.
+    pub fn is_conflict(&self) -> bool {
+        // A unique key that somebody else took meanwhile, a serialization failure, a deadlock that Postgres ended.
+        let code = self.0.as_database_error().and_then(|error| error.code());
+        code.is_some_and(|code| matches!(&*code, "23505" | "40001" | "40P01"))
+    }
 }
 
 impl From<sqlx::migrate::MigrateError> for StoreError {
@@ -52,201 +77,65 @@ impl From<sqlx::migrate::MigrateError> for StoreError {
     }
 }
 
-/// A connection, in or outside a transaction.
-pub type Connection = SqliteConnection;
+const PROBE: &str = "INSERT INTO probe (\"only\", at) VALUES (1, $1) ON CONFLICT (\"only\") DO UPDATE SET at = excluded.at";
 
-/// A connection that goes back to its pool.
-pub type PoolConnection = sqlx::pool::PoolConnection<Sqlite>;
-
-const PROBE: &str = "INSERT INTO probe (only, at) VALUES (1, $1) ON CONFLICT (only) DO UPDATE SET at = excluded.at";
-
-static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("migrations/sqlite");
-
-/// Checks that miss memory read in parallel; more than a few only wait for the disk.
-const READERS: u32 = 4;
-/// A negative number is KiB: the pages that random ids touch stay at hand, instead of SQLite's own two megabytes.
-const CACHE_KIB: &str = "-65536";
-/// Readers look up a few rows of one user each; what they share is in the kernel's cache.
-const CACHE_KIB_OF_READERS: &str = "-8192";
-/// Pages in the log before they are moved to their places: 64 MiB for the tables, since a page that many commits touch is moved once;
-/// less for the journal, since who commits while they are moved waits.
-const CHECKPOINT_PAGES: &str = "16384";
-const CHECKPOINT_PAGES_OF_JOURNAL: &str = "4096";
-/// How long a write waits for another process (the command line beside the server).
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long anybody waits for a connection before the store counts as failed.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Batches of the journal that are read at once.
-const LEFT_AT_ONCE: i64 = 256;
-
-/// Moves a log's pages to their places, syncs them there, and empties the log. Answers whether somebody was in the way.
-const LEAVE_THE_LOG: &str = "PRAGMA wal_checkpoint(TRUNCATE)";
-
-/// A connection that does nothing but stay. The index of a file's log lives as long as somebody has the file open. Without it the next
-/// connection would read the log anew, and take for committed what a failed sync had left in the kernel's cache and nowhere else; and
-/// what is committed behind it would be lost with it.
-#[derive(Clone, Debug)]
-struct Anchor(Arc<Mutex<Option<SqliteConnection>>>);
-
-impl Anchor {
-    async fn drop_at(options: &SqliteConnectOptions) -> Result<Self, StoreError> {
-        let mut connection = options.connect().await?;
-        // The log is opened by the first who reads.
-        sqlx::query("SELECT COUNT(*) FROM sqlite_schema").fetch_one(&mut connection).await?;
-        Ok(Self(Arc::new(Mutex::new(Some(connection)))))
-    }
-
-    /// To be called before the last other connection goes, which brings the log to its place.
-    async fn weigh(&self) {
-        if let Some(connection) = self.0.lock().await.take() {
-            // It has written nothing.
-            let _ = connection.close().await;
-        }
-    }
-}
-
-/// Whether [`LEAVE_THE_LOG`] did what it was asked.
-fn was_left(row: Option<&SqliteRow>) -> Result<bool, StoreError> {
-    let busy: i64 = row.ok_or_else(|| corrupt("a checkpoint answers in one row"))?.try_get("busy")?;
-    Ok(busy == 0)
-}
-
 /// The database.
 #[derive(Clone, Debug)]
-pub struct Store {
-    readers: SqlitePool,
-    writer: SqlitePool,
-    journal: Journal,
-    anchor: Anchor,
-}
+pub struct Store(Backend<Files, Cluster>);
 
 impl Store {
-    /// Opens the file, makes it where it is missing, brings its schema up to date, and its tables up to the journal.
-    pub async fn open(path: &Path) -> Result<Self, StoreError> {
-        // FULL: a commit is on the disk before it is answered, in WAL mode too.
-        let file = |path: &Path, checkpoint_pages: &'static str| {
-            SqliteConnectOptions::new()
-                .filename(path)
-                .create_if_missing(true)
-                .journal_mode(SqliteJournalMode::Wal)
-                .synchronous(SqliteSynchronous::Full)
-                .busy_timeout(BUSY_TIMEOUT)
-                .foreign_keys(true)
-                .pragma("cache_size", CACHE_KIB)
-                .pragma("wal_autocheckpoint", checkpoint_pages)
-        };
-        let options = file(path, CHECKPOINT_PAGES);
-        // A connection to a file need not be asked whether it is still there.
-        let pool = |connections: u32| {
-            SqlitePoolOptions::new().max_connections(connections).acquire_timeout(ACQUIRE_TIMEOUT).test_before_acquire(false)
-        };
-        let writer = pool(1).connect_with(options.clone()).await?;
-        MIGRATIONS.run(&writer).await?;
-        let anchor = Anchor::drop_at(&options).await?;
-        let readers = pool(READERS).connect_with(options.pragma("cache_size", CACHE_KIB_OF_READERS)).await?;
-        let journal = Journal::open(file(&journal_path(path), CHECKPOINT_PAGES_OF_JOURNAL)).await?;
-        let store = Self { readers, writer, journal, anchor };
-        store.settle_what_is_left().await?;
-        Ok(store)
+    /// Opens it, makes what is missing, and brings its schema up to date.
+    pub async fn open(address: &Address) -> Result<Self, StoreError> {
+        Ok(Self(match address {
+            Address::Sqlite(path) => Backend::Sqlite(Files::open(path).await?),
+            Address::Postgres(hosts) => Backend::Postgres(Cluster::connect(hosts).await?),
+        }))
     }
 
-    /// Brings the tables up to the journal, as after a kill; beside a running service too.
-    async fn settle_what_is_left(&self) -> Result<(), StoreError> {
-        // The journal is asked first: a service beside us drops only what the tables have by then. And what it adds from now on, it settles.
-        let ends = self.journal.ends().await?;
-        let mut through = settle::through(&mut *self.reader().await?).await?;
-        let (first, last) = ends.unwrap_or_default();
-        if last < through {
-            warn!(
-                "the journal ends at batch {last} and the tables have batch {through}: was the journal's file left behind? What it had beyond is lost"
-            );
-        }
-        if ends.is_some() && through + 1 < first {
-            return Err(corrupt(
-                "the journal begins after what the tables have: the two files are not of one moment; put back both from one backup",
-            ));
-        }
-        while through < last {
-            let left = self.journal.after(through, LEFT_AT_ONCE).await?;
-            let Some((upto, _)) = left.last() else { break };
-            through = *upto;
-            self.settle(&left).await?;
-        }
-        Ok(())
-    }
-
-    /// Writes batches of the journal into the tables. Those that the tables have change nothing.
-    pub async fn settle(&self, batches: &[Numbered]) -> Result<(), StoreError> {
-        let mut tx = self.begin().await?;
-        settle::settle(&mut tx, batches).await?;
-        tx.commit().await
-    }
-
-    /// Forgets batches that the tables have, a few at a time.
-    pub async fn drop_settled(&self, from: i64, through: i64) -> Result<(), StoreError> {
-        let mut upto = from;
-        while upto < through {
-            upto = through.min(upto + DROPPED_AT_ONCE);
-            self.journal.drop_through(upto).await?;
-        }
-        Ok(())
-    }
-
-    /// Where the ledger's batches become durable.
-    pub fn journal(&self) -> &Journal {
-        &self.journal
-    }
-
-    /// The number of the last batch, wherever it stands. A journal that was lost begins behind what the tables have.
-    pub async fn last_batch(&self) -> Result<i64, StoreError> {
-        let settled = settle::through(&mut *self.reader().await?).await?;
-        Ok(self.journal.ends().await?.map_or(settled, |(_, last)| last.max(settled)))
-    }
-
-    /// Leaves nothing in the logs that an earlier process wrote. It may have been killed after a sync had failed: then the end of a log
-    /// is in the kernel's cache only, and what we would commit behind it would be lost with it. To be called by whoever owns the files.
-    pub async fn leave_the_logs(&self) -> Result<(), StoreError> {
-        let mut connection = self.writer.acquire().await?;
-        let row = sqlx::query(LEAVE_THE_LOG).fetch_optional(&mut *connection).await?;
-        if !(was_left(row.as_ref())? && self.journal.leave_the_log().await?) {
-            warn!("another process reads beside us, so the logs could not be emptied at this start");
-        }
-        Ok(())
+    /// Which of the two it is.
+    pub fn backend(&self) -> &Backend<Files, Cluster> {
+        &self.0
     }
 
     pub async fn close(&self) {
-        self.anchor.weigh().await;
-        self.journal.close().await;
-        self.readers.close().await;
-        self.writer.close().await;
+        on!(&self.0, |store| store.close().await);
     }
 
     /// For reading only.
-    pub async fn reader(&self) -> Result<PoolConnection, StoreError> {
-        Ok(self.readers.acquire().await?)
+    pub async fn reader(&self) -> Result<Connection, StoreError> {
+        on!(&self.0, |store| store.reader().await)
     }
 
     /// Whether a write reaches the disk.
     pub async fn probe(&self, now: DateTime<Utc>) -> Result<(), StoreError> {
-        let mut tx = self.begin().await?;
-        sqlx::query(PROBE).bind(micros(now)).execute(tx.connection()?).await?;
+        let mut tx = self.begin_aside().await?;
+        tx.connection()?.query(PROBE).bind(micros(now)).execute().await?;
         tx.commit().await?;
-        self.journal.probe(now).await
+        match &self.0 {
+            Backend::Sqlite(files) => files.journal().probe(now).await,
+            Backend::Postgres(_) => Ok(()),
+        }
     }
 
     /// Reads of one moment, however many statements they take.
     pub async fn begin_read(&self) -> Result<Tx, StoreError> {
-        let mut tx = Tx { connection: Some(self.reader().await?) };
-        sqlx::query("BEGIN").execute(tx.connection()?).await?;
-        Ok(tx)
+        on!(&self.0, |store| store.begin_read().await)
     }
 
+    /// One such transaction at a time, whatever the node: what it reads still holds when it writes.
     pub async fn begin(&self) -> Result<Tx, StoreError> {
-        let mut tx = Tx { connection: Some(self.writer.acquire().await?) };
-        // IMMEDIATE queues for the one writer; a plain BEGIN would fail once it has read and then wants to write.
-        sqlx::query("BEGIN IMMEDIATE").execute(tx.connection()?).await?;
-        Ok(tx)
+        on!(&self.0, |store| store.begin().await)
+    }
+
+    /// A transaction beside others, where there can be others: each of its statements must be right whatever is done beside it.
+    pub async fn begin_aside(&self) -> Result<Tx, StoreError> {
+        match &self.0 {
+            Backend::Sqlite(files) => files.begin().await,
+            Backend::Postgres(cluster) => cluster.begin_aside().await,
+        }
     }
 }
 
@@ -254,7 +143,7 @@ impl Store {
 /// back by itself, and what follows on that connection would be acknowledged and lost.
 #[derive(Debug)]
 pub struct Tx {
-    connection: Option<PoolConnection>,
+    connection: Option<Connection>,
 }
 
 impl Tx {
@@ -263,12 +152,23 @@ impl Tx {
         Ok(connection)
     }
 
+    /// On a connection that the caller keeps, beside others.
+    pub async fn begin_on(connection: Connection) -> Result<Self, StoreError> {
+        let mut tx = Self { connection: Some(connection) };
+        tx.connection()?.query("BEGIN").execute().await?;
+        Ok(tx)
+    }
+
     /// `Ok` means that it is on the disk. An error means that the outcome is unknown.
-    pub async fn commit(mut self) -> Result<(), StoreError> {
-        sqlx::query("COMMIT").execute(self.connection()?).await?;
+    pub async fn commit(self) -> Result<(), StoreError> {
         // Dropping the connection itself returns it to the pool.
-        self.connection.take();
-        Ok(())
+        self.commit_and_keep().await.map(drop)
+    }
+
+    /// The same, for a caller who keeps the connection.
+    pub async fn commit_and_keep(mut self) -> Result<Connection, StoreError> {
+        self.connection()?.query("COMMIT").execute().await?;
+        self.connection.take().ok_or(StoreError(sqlx::Error::PoolClosed))
     }
 }
 
@@ -276,15 +176,9 @@ impl Drop for Tx {
     fn drop(&mut self) {
         if let Some(connection) = self.connection.take() {
             // Closing the connection rolls back what it had begun.
-            drop(connection.detach());
+            on!(connection, |connection| drop(connection.detach()));
         }
     }
-}
-
-/// The journal's file: `spendgate.journal.db` beside `spendgate.db`.
-fn journal_path(database: &Path) -> PathBuf {
-    let ending = database.extension().map_or_else(|| "journal".to_owned(), |ending| format!("journal.{}", ending.display()));
-    database.with_extension(ending)
 }
 
 /// Microseconds since 1970-01-01 UTC, as times are stored.

@@ -9,6 +9,7 @@ use super::table::table;
 use super::{Machine, built_in_catalogue, read_config, say};
 use crate::config::{Config, StripeConfig};
 use crate::domain::money::Money;
+use crate::store::Address;
 use crate::stripe::signature::Secret;
 
 #[derive(Debug, clap::Args)]
@@ -53,7 +54,7 @@ pub async fn run(args: Args, machine: Machine) -> anyhow::Result<()> {
     let secret = Secret::new(&secret).context("a secret")?;
     let config = read_config(&machine)?;
     let config = Config {
-        database: folder.path().join("spendgate.db"),
+        database: Address::Sqlite(folder.path().join("spendgate.db")),
         data_dir: folder.path().to_owned(),
         webhook_secrets: vec![secret.clone()],
         tiers_file: None,

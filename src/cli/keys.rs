@@ -4,10 +4,10 @@ use anyhow::bail;
 use clap::Subcommand;
 
 use super::table::table;
-use super::{Machine, Misconfigured, read_config, say};
+use super::{Machine, Misconfigured, open_store, read_config, say};
 use crate::domain::period::rfc3339;
 use crate::http::auth::{KEPT_FOR, Scopes, digest, new_key};
-use crate::store::{Store, keys};
+use crate::store::keys;
 
 #[derive(Debug, Subcommand)]
 pub enum Keys {
@@ -31,10 +31,7 @@ pub enum Keys {
 
 pub async fn run(command: Keys, machine: &Machine) -> anyhow::Result<()> {
     let config = read_config(machine)?;
-    if let Some(folder) = config.database.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        std::fs::create_dir_all(folder)?;
-    }
-    let store = Store::open(&config.database).await?;
+    let store = open_store(&config).await?;
     let now = (machine.clock)();
     match command {
         Keys::Create { name, scopes } => {
@@ -48,7 +45,7 @@ pub async fn run(command: Keys, machine: &Machine) -> anyhow::Result<()> {
         }
         Keys::List => {
             let mut rows = vec![["KEY ID", "SCOPES", "CREATED", "REVOKED", "NAME"].map(str::to_owned).to_vec()];
-            for key in keys::all(&mut *store.reader().await?).await? {
+            for key in keys::all(&mut store.reader().await?).await? {
                 let revoked = key.revoked_at.map(rfc3339).unwrap_or_else(|| "-".to_owned());
                 rows.push(vec![key.key_id, key.scopes, rfc3339(key.created_at), revoked, key.name]);
             }

@@ -14,15 +14,15 @@ use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, JoinSet};
 use tracing::{info, warn};
 
-use super::{Machine, Misconfigured, read_catalogue, read_config, say};
+use super::{Machine, Misconfigured, open_store, read_catalogue, read_config, say};
 use crate::config::{AdminKey, Config};
 use crate::domain::catalogue::Catalogue;
 use crate::domain::period::Period;
 use crate::http::auth::{ENVIRONMENT_KEY_ID, KeyRing, Scopes, digest, new_key};
 use crate::http::{self, App};
-use crate::meter::{Clock, Meter};
+use crate::meter::{Clock, Meter, Settings};
 use crate::store::keys::StoredKey;
-use crate::store::{Store, keys, links};
+use crate::store::{Address, Backend, Store, keys, links};
 use crate::stripe::client::Client;
 use crate::sync::Rules;
 use crate::sync::asking::{Asker, Tell};
@@ -45,17 +45,19 @@ pub struct Server {
 impl Server {
     /// Opens the store, listens, and serves until [`Server::stop`].
     pub async fn start(config: &Config, catalogue: Catalogue, machine: &Machine) -> anyhow::Result<Self> {
-        let keep = retention(config, &catalogue)?;
+        let settings = Settings { keep: retention(config, &catalogue)?, max_staleness: config.max_staleness };
         // The store keeps microseconds; what memory holds must be the same to the last digit.
         let (reads, lock) = (machine.clock.clone(), lock(&config.database)?);
         let clock: Clock = Arc::new(move || reads().trunc_subsecs(6));
-        let store = Store::open(&config.database).await.with_context(|| format!("{} cannot be opened", config.database.display()))?;
-        store.leave_the_logs().await?;
+        let store = open_store(config).await?;
+        if let Backend::Sqlite(files) = store.backend() {
+            files.leave_the_logs().await?;
+        }
         let new_admin_key = first_key(&store, config.admin_api_key.as_ref(), machine).await?;
         let listener = TcpListener::bind(config.listen_addr).await.map_err(|error| cannot_listen(config.listen_addr, error))?;
         let address = listener.local_addr()?;
         let catalogue = Arc::new(catalogue);
-        let (meter, writer) = Meter::start(store.clone(), catalogue.clone(), clock.clone(), keep).await?;
+        let (meter, writer) = Meter::start(store.clone(), catalogue.clone(), clock.clone(), settings).await?;
         let meter = Arc::new(meter);
         let asker = match &config.stripe.api_key {
             Some(_) => {
@@ -67,7 +69,8 @@ impl Server {
             None => None,
         };
         let rules = Rules { livemode: config.stripe.livemode(), asks: asker.is_some() };
-        let reconciler = asker.clone().map(|asker| Reconciler::new(asker, rules));
+        let holder = hex::encode((machine.random)()?);
+        let reconciler = asker.clone().map(|asker| Reconciler::new(asker, rules, holder));
         let mut background = JoinSet::new();
         if let Some(asker) = asker.clone() {
             background.spawn(asker.run());
@@ -156,8 +159,9 @@ fn cannot_listen(address: SocketAddr, error: std::io::Error) -> anyhow::Error {
     anyhow::Error::from(error).context(format!("cannot listen on {address}"))
 }
 
-/// One process owns a database file: what it holds in memory would not see another one's writes.
-pub fn lock(database: &Path) -> anyhow::Result<File> {
+/// One process owns a database file (many share a Postgres): what it holds in memory would not see another one's writes.
+pub fn lock(database: &Address) -> anyhow::Result<Option<File>> {
+    let Some(database) = database.file() else { return Ok(None) };
     if let Some(folder) = database.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         fs::create_dir_all(folder).with_context(|| format!("the folder {} cannot be made", folder.display()))?;
     }
@@ -171,7 +175,7 @@ pub fn lock(database: &Path) -> anyhow::Result<File> {
         .open(path)
         .with_context(|| format!("{} cannot be made", path.display()))?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok(Some(file)),
         Err(TryLockError::WouldBlock) => {
             let why = format!("{} is served by another process already; stop it, or set another DATA_DIR", database.display());
             Err(Misconfigured(why).into())
@@ -221,7 +225,7 @@ pub async fn run(machine: Machine) -> anyhow::Result<()> {
     let signals = Signals::listen()?;
     let server = Server::start(&config, catalogue, &machine).await?;
     let url = format!("http://{}", server.address);
-    info!(address = %server.address, "listening on {url}; tiers from {source}; data in {}", config.database.display());
+    info!(address = %server.address, "listening on {url}; tiers from {source}; data in {}", config.database);
     match &server.asker {
         Some(asker) => info!("Stripe is asked: {}", if asker.client.livemode() { "live mode" } else { "test mode" }),
         None => info!("Stripe is not asked: events are applied as they show (payload mode)"),

@@ -3,17 +3,14 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::bail;
-
 use super::table::table;
-use super::{Machine, Misconfigured, read_catalogue, read_config, say};
+use super::{Machine, Misconfigured, open_known_store, read_catalogue, read_config, say};
 use crate::domain::decide::{Action, decide};
 use crate::domain::money::Money;
 use crate::domain::period::rfc3339;
 use crate::domain::subscription::Status;
 use crate::domain::user::{TierSource, UserId};
-use crate::meter::{Meter, View};
-use crate::store::Store;
+use crate::meter::{Meter, Settings, View};
 
 /// The exit code where the user is blocked.
 const BLOCKED: u8 = 3;
@@ -29,12 +26,9 @@ pub async fn run(args: Args, machine: Machine) -> anyhow::Result<ExitCode> {
     let config = read_config(&machine)?;
     let (catalogue, _) = read_catalogue(&config)?;
     let user = UserId::parse(&args.user).map_err(|error| Misconfigured(format!("the user id {error}")))?;
-    if !config.database.exists() {
-        bail!("there is no database at {}; `spendgate serve` makes it", config.database.display());
-    }
-    let store = Store::open(&config.database).await?;
+    let store = open_known_store(&config).await?;
     let now = (machine.clock)();
-    let (meter, writer) = Meter::start(store.clone(), Arc::new(catalogue), machine.clock.clone(), None).await?;
+    let (meter, writer) = Meter::start(store.clone(), Arc::new(catalogue), machine.clock.clone(), Settings::default()).await?;
     let view = meter.view(&user, now).await?;
     let action = show(&user, &view);
     drop(view);

@@ -9,14 +9,14 @@ use chrono::{DateTime, SubsecRound, Utc};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::serve::lock;
-use super::{Machine, read_catalogue, say, stripe};
+use super::{Machine, open_store, read_catalogue, say, stripe};
 use crate::domain::catalogue::Catalogue;
 use crate::meter::Clock;
 use crate::store::reconciliation::{Drift, Phase};
-use crate::store::{Store, StoreError, accounts};
+use crate::store::{StoreError, accounts};
 use crate::sync::Rules;
 use crate::sync::asking::Asker;
-use crate::sync::reconcile::{Mode, Reconciler};
+use crate::sync::reconcile::{CompareError, Mode, Reconciler};
 
 /// How often a page of Stripe's is asked for before the command gives up; it goes on from there when it is called again.
 const TRIES: u32 = 5;
@@ -41,13 +41,13 @@ pub async fn run(args: Args, machine: &Machine) -> anyhow::Result<ExitCode> {
     let _lock = lock(&config.database).context("`POST /v1/reconciliation` compares while the service runs")?;
     let reads = machine.clock.clone();
     let clock: Clock = Arc::new(move || reads().trunc_subsecs(6));
-    let store = Store::open(&config.database).await.with_context(|| format!("{} cannot be opened", config.database.display()))?;
+    let store = open_store(&config).await?;
     let rules = Rules { livemode: config.stripe.livemode(), asks: true };
     // Nobody else has anything in memory.
     let asker = Asker::new(store.clone(), Arc::new(catalogue), client, clock, Arc::new(|_| {}));
     let done = match &args.customer {
         Some(customer) => one(&asker, customer).await,
-        None => all(&asker, rules, if args.dry_run { Mode::DryRun } else { Mode::Mend }).await,
+        None => all(&asker, rules, if args.dry_run { Mode::DryRun } else { Mode::Mend }, hex::encode((machine.random)()?)).await,
     };
     store.close().await;
     done
@@ -61,8 +61,8 @@ async fn one(asker: &Arc<Asker>, customer: &str) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn all(asker: &Arc<Asker>, rules: Rules, mode: Mode) -> anyhow::Result<ExitCode> {
-    let reconciler = Reconciler::new(asker.clone(), rules);
+async fn all(asker: &Arc<Asker>, rules: Rules, mode: Mode, holder: String) -> anyhow::Result<ExitCode> {
+    let reconciler = Reconciler::new(asker.clone(), rules, holder);
     let mut comparison = reconciler.begin(mode).await?;
     let progress = ProgressBar::no_length().with_style(ProgressStyle::with_template("{spinner} {msg} ({elapsed})")?);
     progress.enable_steady_tick(TICK);
@@ -72,6 +72,7 @@ async fn all(asker: &Arc<Asker>, rules: Rules, mode: Mode) -> anyhow::Result<Exi
         progress.set_message(format!("{phase}: {} compared, {} differ, {} events missed", run.checked, run.drifted, run.missed_events));
         match reconciler.step(&mut comparison).await {
             Ok(()) => tries = 0,
+            Err(error @ CompareError::Elsewhere) => return Err(error.into()),
             Err(error) => {
                 tries += 1;
                 if TRIES <= tries {
@@ -109,7 +110,7 @@ async fn all(asker: &Arc<Asker>, rules: Rules, mode: Mode) -> anyhow::Result<Exi
 
 /// What a customer pays for, as far as we know.
 async fn tier(asker: &Asker, customer: &str) -> Result<String, StoreError> {
-    let stored = accounts::customer(&mut *asker.store.reader().await?, customer).await?;
+    let stored = accounts::customer(&mut asker.store.reader().await?, customer).await?;
     let (catalogue, now): (&Catalogue, DateTime<Utc>) = (&asker.catalogue, (asker.clock)());
     Ok(stored.map_or("not known".to_owned(), |stored| {
         let tier = stored.state.grant(catalogue, now).tier.unwrap_or(catalogue.default_tier());

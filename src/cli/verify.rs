@@ -2,10 +2,8 @@
 
 use std::process::ExitCode;
 
-use anyhow::bail;
-
-use super::{Machine, read_config, say};
-use crate::store::{Store, verify};
+use super::{Machine, open_known_store, read_config, say};
+use crate::store::verify;
 
 /// Disagreements shown of each kind.
 const SHOWN: i64 = 20;
@@ -13,10 +11,7 @@ const SHOWN: i64 = 20;
 /// Recomputes every counter from the ledger's rows, beside a running service too.
 pub async fn run(machine: &Machine) -> anyhow::Result<ExitCode> {
     let config = read_config(machine)?;
-    if !config.database.exists() {
-        bail!("there is no database at {}; `spendgate serve` makes it", config.database.display());
-    }
-    let store = Store::open(&config.database).await?;
+    let store = open_known_store(&config).await?;
     let mut tx = store.begin_read().await?;
     let (counted, found) = verify::disagreements(tx.connection()?, SHOWN).await?;
     tx.commit().await?;

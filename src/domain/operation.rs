@@ -205,7 +205,7 @@ pub struct Hold {
 }
 
 impl Hold {
-    pub(super) fn promise(&self) -> OpenHold {
+    pub fn promise(&self) -> OpenHold {
         OpenHold { id: self.id.clone(), amount: self.amount, expires_at: self.expires_at }
     }
 

@@ -57,7 +57,7 @@ pub async fn show(
     require(&app, &key, Scope::Check).await?;
     let limit = page::limit(query.limit.as_deref())?;
     let after = page::place(query.cursor.as_deref(), |place| Some(place.to_owned()))?.unwrap_or_default();
-    let db = &mut *app.meter.reader_of_account(&account).await?;
+    let db = &mut app.meter.reader_of_account(&account).await?;
     let missing = || Problem::new(ErrorCode::AccountNotFound, "PUT /v1/accounts/{account_id}/users/{user_id} makes an account");
     let created_at = Moment(accounts::account(db, &account).await?.ok_or_else(missing)?);
     let (_, spent) = ledger::days_of_account(db, &account, 0, 0).await?;

@@ -121,7 +121,7 @@ impl KeyRing {
     }
 
     async fn stored(store: &Store, digest: KeyDigest) -> Result<Option<StoredKey>, StoreError> {
-        keys::by_digest(&mut *store.reader().await?, digest).await
+        keys::by_digest(&mut store.reader().await?, digest).await
     }
 
     async fn caller(&self, store: &Store, digest: KeyDigest, now: DateTime<Utc>) -> Result<Option<Arc<Caller>>, StoreError> {

@@ -147,7 +147,7 @@ pub async fn list(State(app): State<Arc<App>>, key: Bearer, Params(query): Param
         EventState::parse(name).ok_or_else(|| Problem::invalid("state", format!("must be one of {names}")))
     });
     let filter = Filter { state: state.transpose()?, kind: query.kind, customer: query.customer };
-    let found = inbox::page(&mut *app.store.reader().await?, &filter, before, i64::from(limit)).await?;
+    let found = inbox::page(&mut app.store.reader().await?, &filter, before, i64::from(limit)).await?;
     let full = usize::from(limit) <= found.len();
     let next_cursor = found.last().filter(|_| full).map(|event| page::cursor(&event.seq.to_string()));
     let events = found.into_iter().map(|event| EventView::of(event, None)).collect();
@@ -186,7 +186,7 @@ pub async fn replay(
 }
 
 async fn one(app: &App, event_id: &str) -> Result<Response, Problem> {
-    let found = inbox::one(&mut *app.store.reader().await?, event_id).await?;
+    let found = inbox::one(&mut app.store.reader().await?, event_id).await?;
     let missing = || Problem::new(ErrorCode::EventNotFound, "no event of this id was received; GET /v1/events lists them");
     let (received, body) = found.ok_or_else(missing)?;
     let understood = Event::from_json(&body, received.received_at).ok().map(Understood::from);

@@ -24,11 +24,11 @@ pub async fn ready(State(app): State<Arc<App>>) -> Result<Json<Value>, Problem> 
             "the last write was not confirmed; what is spent is not counted at the moment",
         ));
     }
-    inbox::page(&mut *app.store.reader().await?, &inbox::Filter::default(), 0, 1).await?;
+    inbox::page(&mut app.store.reader().await?, &inbox::Filter::default(), 0, 1).await?;
     // Without a key events are applied as they show.
     let stripe_sync = match app.asker {
         Some(_) => {
-            let Backlog { waiting, given_up } = requests::backlog(&mut *app.store.reader().await?).await?;
+            let Backlog { waiting, given_up } = requests::backlog(&mut app.store.reader().await?).await?;
             json!({"mode": "asked", "waiting": waiting, "given_up": given_up})
         }
         None => json!({"mode": "payload"}),

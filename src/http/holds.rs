@@ -287,7 +287,7 @@ pub async fn list(State(app): State<Arc<App>>, key: Bearer, Params(query): Param
     });
     let filter = holds::Filter { user_id: query.user_id, state: state.transpose()? };
     let now = app.now();
-    let found = holds::page(&mut *app.meter.reader().await?, &filter, before, i64::from(limit), now).await?;
+    let found = holds::page(&mut app.meter.reader().await?, &filter, before, i64::from(limit), now).await?;
     let full = usize::from(limit) <= found.len();
     let next_cursor = found.last().filter(|_| full).map(|(seq, _)| page::cursor(&seq.to_string()));
     let holds = found.iter().map(|(_, hold)| HoldView::of(hold, now)).collect();

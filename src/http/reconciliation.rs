@@ -64,6 +64,6 @@ pub async fn begin(State(app): State<Arc<App>>, key: Bearer, Params(NoParams {})
 }
 
 async fn last(app: &App) -> Result<Response, Problem> {
-    let run = reconciliation::last(&mut *app.store.reader().await?).await?;
+    let run = reconciliation::last(&mut app.store.reader().await?).await?;
     Ok(Json(Last { reconciliation: run.map(RunView::from) }).into_response())
 }

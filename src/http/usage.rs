@@ -256,7 +256,7 @@ async fn entries(app: &App, user: &UserId, stretch: Stretch, limit: u16, cursor:
     })?;
     let before = before.unwrap_or((stretch.to, i64::MAX));
     let found =
-        ledger::entries(&mut *app.meter.reader_of(std::slice::from_ref(user)).await?, user, stretch, before, i64::from(limit)).await?;
+        ledger::entries(&mut app.meter.reader_of(std::slice::from_ref(user)).await?, user, stretch, before, i64::from(limit)).await?;
     let full = usize::from(limit) <= found.len();
     let last = found.last().filter(|_| full);
     let next_cursor = last.map(|entry| page::cursor(&format!("{} {}", entry.time.timestamp_micros(), entry.seq)));
@@ -293,7 +293,7 @@ async fn sums(
     let to = if midnight(stretch.to) { stretch.to } else { stretch.to.checked_add_days(Days::new(1)).unwrap_or(stretch.to) };
     let stretch = Stretch { to, ..stretch };
     let found =
-        ledger::sums(&mut *app.meter.reader_of(std::slice::from_ref(user)).await?, user, stretch, group_by, &after, i64::from(limit))
+        ledger::sums(&mut app.meter.reader_of(std::slice::from_ref(user)).await?, user, stretch, group_by, &after, i64::from(limit))
             .await?;
     let full = usize::from(limit) <= found.len();
     let place = |sum: &StoredSum| format!("{} {}", sum.day.unwrap_or_default(), sum.model.as_deref().unwrap_or_default());

@@ -122,7 +122,7 @@ pub async fn list(State(app): State<Arc<App>>, key: Bearer, Params(query): Param
     let (mut users, mut scanned, mut more) = (Vec::new(), 0, true);
     while more && users.len() < limit && scanned < SCAN_MAX {
         let step = i64::try_from(SCAN_STEP).unwrap_or(i64::MAX);
-        let ids = accounts::user_ids(&mut *app.meter.reader().await?, &last, step).await?;
+        let ids = accounts::user_ids(&mut app.meter.reader().await?, &last, step).await?;
         let views = app.meter.views(&ids, app.now()).await?;
         more = ids.len() == SCAN_STEP;
         for (user, view) in ids.iter().zip(&views) {

@@ -63,6 +63,13 @@ impl<K: Clone + Eq + Hash, V: Clone> Memory<K, V> {
         Some(value)
     }
 
+    /// Keeps a value that carries its own proof of being right.
+    pub fn put(&self, key: K, value: Arc<V>) {
+        let mut shard = self.shard(&key);
+        shard.old.remove(&key);
+        shard.insert(key, value, self.generation_max);
+    }
+
     /// The key changed outside: the next reader asks the store.
     pub fn forget(&self, key: &K) {
         self.shard(key).forget(key);

@@ -60,7 +60,7 @@ impl Seen {
     async fn read_all(&self, store: &Store) -> Result<(), StoreError> {
         let mut after = None;
         loop {
-            let hashes = ledger::id_hashes(&mut *store.reader().await?, after, READ_AT_ONCE).await?;
+            let hashes = ledger::id_hashes(&mut store.reader().await?, after, READ_AT_ONCE).await?;
             for hash in &hashes {
                 self.filter.insert_hash(hash.cast_unsigned());
             }
@@ -69,7 +69,7 @@ impl Seen {
         }
         let mut after = String::new();
         loop {
-            let ids = holds::ids(&mut *store.reader().await?, &after, READ_AT_ONCE).await?;
+            let ids = holds::ids(&mut store.reader().await?, &after, READ_AT_ONCE).await?;
             for id in &ids {
                 self.filter.insert_hash(holds::id_hash(id).cast_unsigned());
             }
@@ -86,7 +86,7 @@ mod tests {
     #[tokio::test]
     async fn before_all_ids_are_read_every_id_may_be_known_and_then_few_that_are_not() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(&folder.path().join("test.db")).await.unwrap();
+        let store = Store::open(&crate::store::Address::Sqlite(folder.path().join("test.db"))).await.unwrap();
         let seen = Seen::new(0);
         let hash = |number: i32| ledger::id_hash(&format!("id-{number}"));
         assert!((0..100).all(|number| seen.may_have(hash(number))));

@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use tracing::{error, warn};
 
 use super::pending::Pending;
-use crate::store::Store;
+use crate::store::sqlite::Files;
 
 /// How long what is durable may be missing in the tables while nobody asks for it.
 const EVERY: Duration = Duration::from_secs(2);
@@ -15,7 +15,7 @@ const EVERY: Duration = Duration::from_secs(2);
 const AGAIN_AFTER: Duration = Duration::from_millis(200);
 
 /// Runs until `ending`, then brings the tables up to date once more. What that does not reach is safe in the journal.
-pub async fn run(store: Store, pending: Arc<Pending>, mut ending: oneshot::Receiver<()>) {
+pub async fn run(store: Files, pending: Arc<Pending>, mut ending: oneshot::Receiver<()>) {
     let mut pause = EVERY;
     loop {
         tokio::select! {
@@ -40,7 +40,7 @@ enum Upto {
 }
 
 /// Whether it went well.
-async fn settle(store: &Store, pending: &Pending, upto: Upto) -> bool {
+async fn settle(store: &Files, pending: &Pending, upto: Upto) -> bool {
     loop {
         let batches = pending.first();
         let (Some((first, _)), Some((last, _))) = (batches.first(), batches.last()) else { return true };

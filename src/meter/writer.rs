@@ -2,29 +2,28 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::sync::{mpsc, oneshot};
-use tracing::{error, info};
+use tracing::error;
 
+use super::batch::{self, BATCH_MAX, accounts, changed_users, entry_ids, hold_id, size, users};
+use super::health::Health;
 use super::pending::Pending;
 use super::seen::Seen;
-use super::{Clock, Present, Reply, Request, WriteError, load, retention, settler};
+use super::{Clock, Reply, Request, WriteError, load, retention, settler};
 use crate::domain::book::{Book, SpentByDay};
 use crate::domain::catalogue::Catalogue;
 use crate::domain::changes::Changes;
-use crate::domain::decide::Budget;
 use crate::domain::ledger::{DayOfModel, Ledger, Payer, SpentIn, day};
 use crate::domain::money::Money;
-use crate::domain::operation::{Booked, EntryKind, Hold, Operation, Outcome};
+use crate::domain::operation::{Booked, EntryKind, Hold, Operation};
 use crate::domain::user::{AccountId, UserId};
 use crate::meter::memory::Memory;
+use crate::store::sqlite::Files;
 use crate::store::{Store, StoreError, holds, ledger};
 
-/// Records in one commit; more only lengthens the slowest answer.
-const BATCH_MAX: usize = 4096;
 /// How often a store that did not confirm is tried again while nobody writes.
 const PROBE_EVERY: Duration = Duration::from_millis(500);
 
@@ -38,43 +37,10 @@ pub struct Shown {
     pub pending: Arc<Pending>,
 }
 
-/// How long a write may be under way before the store counts as one that hangs.
-const HANGS_AFTER: TimeDelta = TimeDelta::seconds(5);
-
-/// Whether what is spent can be booked.
-#[derive(Debug, Default)]
-pub struct Health {
-    unconfirmed: AtomicBool,
-    /// Since when a write is under way, in microseconds since 1970; 0 is none.
-    writing_since: AtomicI64,
-}
-
-impl Health {
-    pub fn is_writable(&self, now: DateTime<Utc>) -> bool {
-        let since = self.writing_since.load(Ordering::Acquire);
-        let hangs = since != 0 && HANGS_AFTER.num_microseconds().is_some_and(|most| most < now.timestamp_micros() - since);
-        !hangs && !self.unconfirmed.load(Ordering::Acquire)
-    }
-
-    /// A write was confirmed, or was not.
-    pub fn set(&self, confirmed: bool) {
-        if self.unconfirmed.swap(!confirmed, Ordering::AcqRel) && confirmed {
-            info!("writes are confirmed again");
-        }
-    }
-
-    fn begin(&self, now: DateTime<Utc>) {
-        self.writing_since.store(now.timestamp_micros(), Ordering::Release);
-    }
-
-    fn end(&self) {
-        self.writing_since.store(0, Ordering::Release);
-    }
-}
-
 /// What the writer works with.
 pub struct Writer {
     pub store: Store,
+    pub files: Files,
     pub catalogue: Arc<Catalogue>,
     pub shown: Shown,
     pub clock: Clock,
@@ -94,7 +60,7 @@ impl Writer {
     /// Takes what is waiting, writes it in one commit, shows it to readers, answers every caller; until nobody can ask any more.
     pub async fn run(mut self, mut waiting: mpsc::Receiver<Request>) {
         let (end, ending) = oneshot::channel();
-        let settler = tokio::spawn(settler::run(self.store.clone(), self.shown.pending.clone(), ending));
+        let settler = tokio::spawn(settler::run(self.files.clone(), self.shown.pending.clone(), ending));
         let fill = tokio::spawn({
             let (seen, store) = (self.seen.clone(), self.store.clone());
             async move { seen.fill(&store).await }
@@ -185,7 +151,7 @@ impl Writer {
         let accounts = accounts(&payers, &holds, &days);
         let committing_accounts = shown.accounts.begin_commit(accounts.iter().cloned().collect());
         let mut ledger = self.load(batch, payers, &accounts, holds, days, now).await?;
-        let replies = batch.iter().map(|request| self.step(&mut ledger, request, now)).collect();
+        let replies = batch.iter().map(|request| batch::step(&mut ledger, request, &self.catalogue, now)).collect();
         let changes = ledger.changes(now);
         if changes.is_empty() {
             committing_users.nothing();
@@ -218,7 +184,7 @@ impl Writer {
     async fn append(&mut self, changes: Changes) -> Result<(), StoreError> {
         let seq = self.last + 1;
         self.in_doubt = true;
-        self.store.journal().append(seq, &changes).await?;
+        self.files.journal().append(seq, &changes).await?;
         (self.last, self.in_doubt) = (seq, false);
         self.seen.add(&changes);
         self.shown.pending.add((seq, Arc::new(changes)));
@@ -230,7 +196,7 @@ impl Writer {
         if !self.in_doubt {
             return Ok(());
         }
-        for (seq, changes) in self.store.journal().after(self.last, IN_DOUBT_MAX).await? {
+        for (seq, changes) in self.files.journal().after(self.last, IN_DOUBT_MAX).await? {
             self.seen.add(&changes);
             self.shown.pending.add((seq, changes.clone()));
             changes.users().for_each(|user| self.shown.users.forget(user));
@@ -255,7 +221,7 @@ impl Writer {
             }
         }
         if !others.is_empty() {
-            found.extend(holds::by_id(&mut *self.store.reader().await?, &others).await?);
+            found.extend(holds::by_id(&mut self.store.reader().await?, &others).await?);
         }
         Ok(found)
     }
@@ -267,7 +233,7 @@ impl Writer {
             if let Operation::Correct(correction) = &request.operation {
                 let of = (correction.user_id.clone(), day(correction.time), correction.model.clone().unwrap_or_default());
                 self.shown.pending.have(std::slice::from_ref(&of.0)).await?;
-                let spent = ledger::day_of_model(&mut *self.store.reader().await?, &of).await?;
+                let spent = ledger::day_of_model(&mut self.store.reader().await?, &of).await?;
                 days.insert(of, spent);
             }
         }
@@ -285,42 +251,9 @@ impl Writer {
             |(kind, id): &&(EntryKind, &str)| !found.contains_key(&(*kind, (*id).to_owned())) && self.seen.may_have(ledger::id_hash(id));
         let others: Vec<&str> = ids.iter().filter(unknown).map(|(_, id)| *id).collect();
         if !others.is_empty() {
-            found.extend(ledger::booked(&mut *self.store.reader().await?, &others).await?);
+            found.extend(ledger::booked(&mut self.store.reader().await?, &others).await?);
         }
         Ok(found)
-    }
-
-    fn step(&self, ledger: &mut Ledger, request: &Request, now: DateTime<Utc>) -> Result<Reply, WriteError> {
-        let outcome = ledger.step(&request.operation, &self.catalogue, now)?;
-        let (Operation::Hold(ask), Some(present)) = (&request.operation, &request.present) else {
-            return Ok(Reply { outcome, answer: None });
-        };
-        let answer = match &outcome {
-            Outcome::Held { hold, repeated: true, .. } => hold.answer.clone(),
-            Outcome::Held { hold, budgets, .. } => {
-                let answer = self.present(ledger, present, Some(hold), &ask.user_id, budgets, now);
-                if let Some(hold) = ledger.holds.get_mut(&ask.id) {
-                    hold.answer.clone_from(&answer);
-                }
-                answer
-            }
-            Outcome::NotHeld { budgets } => self.present(ledger, present, None, &ask.user_id, budgets, now),
-            Outcome::Recorded(_) | Outcome::Ended { .. } | Outcome::Extended(_) | Outcome::Corrected(_) => String::new(),
-        };
-        Ok(Reply { outcome, answer: Some(answer) })
-    }
-
-    fn present(
-        &self,
-        ledger: &Ledger,
-        present: &Present,
-        hold: Option<&Hold>,
-        user: &UserId,
-        budgets: &[Budget],
-        now: DateTime<Utc>,
-    ) -> String {
-        let profile = ledger.payers.get(user).map(|payer| payer.profile.clone()).unwrap_or_default();
-        present(hold, &profile.standing(&self.catalogue, now), budgets)
     }
 
     /// The users of a batch, from memory or the store.
@@ -397,76 +330,5 @@ impl Writer {
         let booked = self.booked(batch).await?;
         let (entries, touched_holds, corrections) = (Vec::new(), BTreeSet::new(), Vec::new());
         Ok(Ledger { booked, holds, payers, accounts, all, days, entries, touched_holds, corrections })
-    }
-}
-
-fn size(operation: &Operation) -> usize {
-    match operation {
-        Operation::Record(usages) => usages.len(),
-        Operation::Hold(_) | Operation::Capture { .. } | Operation::Release { .. } | Operation::Extend { .. } | Operation::Correct(_) => 1,
-    }
-}
-
-/// The hold that an operation names.
-fn hold_id(operation: &Operation) -> Option<&str> {
-    match operation {
-        Operation::Hold(ask) => Some(&ask.id),
-        Operation::Capture { hold_id, .. } | Operation::Release { hold_id } | Operation::Extend { hold_id, .. } => Some(hold_id),
-        Operation::Record(_) | Operation::Correct(_) => None,
-    }
-}
-
-/// The ids under which an operation may find that it was booked before.
-fn entry_ids(operation: &Operation) -> Vec<(EntryKind, &str)> {
-    match operation {
-        Operation::Record(usages) => usages.iter().map(|usage| (EntryKind::Usage, usage.id.as_str())).collect(),
-        Operation::Correct(correction) => vec![(EntryKind::Correction, &correction.id)],
-        // A hold knows its own end.
-        Operation::Hold(_) | Operation::Capture { .. } | Operation::Release { .. } | Operation::Extend { .. } => Vec::new(),
-    }
-}
-
-fn users(batch: &[Request], holds: &HashMap<String, Hold>) -> HashSet<UserId> {
-    let of = |request: &Request| match &request.operation {
-        Operation::Record(usages) => usages.iter().map(|usage| usage.user_id.clone()).collect(),
-        Operation::Hold(ask) => vec![ask.user_id.clone()],
-        Operation::Correct(correction) => vec![correction.user_id.clone()],
-        Operation::Capture { hold_id, .. } | Operation::Release { hold_id } | Operation::Extend { hold_id, .. } => {
-            holds.get(hold_id).map(|hold| hold.user_id.clone()).into_iter().collect()
-        }
-    };
-    batch.iter().flat_map(of).collect()
-}
-
-/// Every account that a batch may touch.
-fn accounts(payers: &HashMap<UserId, Payer>, holds: &HashMap<String, Hold>, days: &HashMap<DayOfModel, SpentIn>) -> HashSet<AccountId> {
-    let of_users = payers.values().filter_map(|payer| payer.profile.account.clone());
-    let of_days = days.values().flat_map(|spent| spent.keys().flatten().cloned());
-    of_users.chain(of_days).chain(holds.values().filter_map(|hold| hold.account.clone())).collect()
-}
-
-fn changed_users(ledger: &Ledger) -> HashSet<UserId> {
-    let by_entries = ledger.entries.iter().map(|entry| entry.user_id.clone());
-    let by_holds = ledger.touched_holds.iter().filter_map(|id| ledger.holds.get(id)).map(|hold| hold.user_id.clone());
-    by_entries.chain(by_holds).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_write_that_hangs_counts_as_a_store_that_is_down() {
-        let health = Health::default();
-        let at = |micros: i64| DateTime::from_timestamp_micros(1_768_219_200_000_000 + micros).unwrap_or_default();
-        health.begin(at(0));
-        assert!(health.is_writable(at(5_000_000)));
-        assert!(!health.is_writable(at(5_000_001)));
-        health.end();
-        assert!(health.is_writable(at(60_000_000)));
-        health.set(false);
-        assert!(!health.is_writable(at(60_000_000)));
-        health.set(true);
-        assert!(health.is_writable(at(60_000_000)));
     }
 }

@@ -3,10 +3,8 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
-use sqlx::Row;
-use sqlx::sqlite::SqliteRow;
 
-use super::{Connection, StoreError, corrupt, from_micros, list, micros};
+use super::{Connection, Row, StoreError, corrupt, from_micros, list, micros};
 use crate::domain::money::Money;
 use crate::domain::subscription::Customer;
 use crate::domain::user::{AccountId, ManualTier, Profile, UserId};
@@ -52,35 +50,35 @@ const AUDIT: &str = "INSERT INTO audit (at, key_id, account_id, user_id, change,
 
 /// Those of `users` that are known; the others are absent from the answer.
 pub async fn users(db: &mut Connection, users: &[UserId]) -> Result<HashMap<UserId, StoredUser>, StoreError> {
-    let rows = sqlx::query(USERS).bind(list(users.iter().map(UserId::as_str))).fetch_all(db).await?;
+    let rows = db.query(USERS).bind(list(users.iter().map(UserId::as_str))).fetch_all().await?;
     rows.iter().map(|row| Ok((user_id(row.try_get("user_id")?)?, read_user(row)?))).collect()
 }
 
 /// The ids after `after` in the order of their bytes.
 pub async fn user_ids(db: &mut Connection, after: &str, limit: i64) -> Result<Vec<UserId>, StoreError> {
-    let rows = sqlx::query(USER_IDS).bind(after).bind(limit).fetch_all(db).await?;
+    let rows = db.query(USER_IDS).bind(after).bind(limit).fetch_all().await?;
     rows.iter().map(|row| user_id(row.try_get("user_id")?)).collect()
 }
 
 /// Makes the user known.
 pub async fn meet(db: &mut Connection, user: &UserId, now: DateTime<Utc>) -> Result<(), StoreError> {
-    sqlx::query(MEET).bind(user.as_str()).bind(micros(now)).execute(db).await?;
+    db.query(MEET).bind(user.as_str()).bind(micros(now)).execute().await?;
     Ok(())
 }
 
 /// Sets the tier of a known user by hand; `None` clears it.
 pub async fn set_manual_tier(db: &mut Connection, user: &UserId, manual: Option<&ManualTier>) -> Result<(), StoreError> {
-    let query = sqlx::query(SET_TIER).bind(user.as_str()).bind(manual.map(|manual| &manual.tier)).bind(manual.map(|manual| &manual.reason));
+    let query = db.query(SET_TIER).bind(user.as_str()).bind(manual.map(|manual| &manual.tier)).bind(manual.map(|manual| &manual.reason));
     let query = query.bind(manual.map(|manual| micros(manual.set_at))).bind(manual.and_then(|manual| manual.ends_at).map(micros));
-    query.execute(db).await?;
+    query.execute().await?;
     Ok(())
 }
 
 pub async fn customer(db: &mut Connection, customer: &str) -> Result<Option<StoredCustomer>, StoreError> {
-    sqlx::query(CUSTOMER).bind(customer).fetch_optional(db).await?.as_ref().map(read_customer).transpose()
+    db.query(CUSTOMER).bind(customer).fetch_optional().await?.as_ref().map(read_customer).transpose()
 }
 
-pub(super) fn read_customer(row: &SqliteRow) -> Result<StoredCustomer, StoreError> {
+pub(super) fn read_customer(row: &Row) -> Result<StoredCustomer, StoreError> {
     let (account, user): (Option<String>, Option<String>) = (row.try_get("account_id")?, row.try_get("user_id")?);
     let (account, user_id) = (account.map(account_id).transpose()?, user.map(user_id).transpose()?);
     Ok(StoredCustomer { account, user_id, state: read_state(row.try_get("state")?)? })
@@ -88,54 +86,54 @@ pub(super) fn read_customer(row: &SqliteRow) -> Result<StoredCustomer, StoreErro
 
 /// The Stripe customer that pays for a user.
 pub async fn customer_of(db: &mut Connection, user: &UserId) -> Result<Option<String>, StoreError> {
-    Ok(sqlx::query_scalar(CUSTOMER_OF).bind(user.as_str()).fetch_optional(db).await?)
+    db.query(CUSTOMER_OF).bind(user.as_str()).scalar_optional().await
 }
 
 pub async fn put_customer(db: &mut Connection, customer: &str, stored: &StoredCustomer, now: DateTime<Utc>) -> Result<(), StoreError> {
     let state = serde_json::to_string(&stored.state).map_err(|error| corrupt(&error.to_string()))?;
-    let query = sqlx::query(PUT_CUSTOMER).bind(customer).bind(stored.account.as_ref().map(AccountId::as_str));
-    query.bind(stored.user_id.as_ref().map(UserId::as_str)).bind(state).bind(micros(now)).execute(db).await?;
+    let query = db.query(PUT_CUSTOMER).bind(customer).bind(stored.account.as_ref().map(AccountId::as_str));
+    query.bind(stored.user_id.as_ref().map(UserId::as_str)).bind(state).bind(micros(now)).execute().await?;
     Ok(())
 }
 
 /// Takes the user's customer from him; what is known of the customer stays.
 pub async fn release_customer(db: &mut Connection, user: &UserId) -> Result<(), StoreError> {
-    sqlx::query(RELEASE).bind(user.as_str()).execute(db).await?;
+    db.query(RELEASE).bind(user.as_str()).execute().await?;
     Ok(())
 }
 
 /// Makes an account, unless it is there.
 pub async fn make_account(db: &mut Connection, account: &AccountId, now: DateTime<Utc>) -> Result<(), StoreError> {
-    sqlx::query(MAKE_ACCOUNT).bind(account.as_str()).bind(micros(now)).execute(db).await?;
+    db.query(MAKE_ACCOUNT).bind(account.as_str()).bind(micros(now)).execute().await?;
     Ok(())
 }
 
 /// When an account was made; `None` where there is none.
 pub async fn account(db: &mut Connection, account: &AccountId) -> Result<Option<DateTime<Utc>>, StoreError> {
-    let made: Option<i64> = sqlx::query_scalar(ACCOUNT).bind(account.as_str()).fetch_optional(db).await?;
+    let made: Option<i64> = db.query(ACCOUNT).bind(account.as_str()).scalar_optional().await?;
     made.map(from_micros).transpose()
 }
 
 /// The users of an account after `after`, in the order of their ids' bytes.
 pub async fn members(db: &mut Connection, account: &AccountId, after: &str, limit: i64) -> Result<Vec<UserId>, StoreError> {
-    let users: Vec<String> = sqlx::query_scalar(MEMBERS).bind(account.as_str()).bind(after).bind(limit).fetch_all(db).await?;
+    let users: Vec<String> = db.query(MEMBERS).bind(account.as_str()).bind(after).bind(limit).scalars().await?;
     users.into_iter().map(user_id).collect()
 }
 
 /// Lets a known user belong to an account, or to none.
 pub async fn join(db: &mut Connection, user: &UserId, account: Option<&AccountId>) -> Result<(), StoreError> {
-    sqlx::query(JOIN).bind(user.as_str()).bind(account.map(AccountId::as_str)).execute(db).await?;
+    db.query(JOIN).bind(user.as_str()).bind(account.map(AccountId::as_str)).execute().await?;
     Ok(())
 }
 
 /// The Stripe customer that pays for an account.
 pub async fn customer_of_account(db: &mut Connection, account: &AccountId) -> Result<Option<String>, StoreError> {
-    Ok(sqlx::query_scalar(CUSTOMER_OF_ACCOUNT).bind(account.as_str()).fetch_optional(db).await?)
+    db.query(CUSTOMER_OF_ACCOUNT).bind(account.as_str()).scalar_optional().await
 }
 
 /// Takes the account's customer from it; what is known of the customer stays.
 pub async fn release_customer_of_account(db: &mut Connection, account: &AccountId) -> Result<(), StoreError> {
-    sqlx::query(RELEASE_OF_ACCOUNT).bind(account.as_str()).execute(db).await?;
+    db.query(RELEASE_OF_ACCOUNT).bind(account.as_str()).execute().await?;
     Ok(())
 }
 
@@ -153,13 +151,13 @@ pub struct Audit<'a> {
 }
 
 pub async fn write_audit(db: &mut Connection, audit: &Audit<'_>) -> Result<(), StoreError> {
-    let query = sqlx::query(AUDIT).bind(micros(audit.at)).bind(audit.key_id);
+    let query = db.query(AUDIT).bind(micros(audit.at)).bind(audit.key_id);
     let query = query.bind(audit.account.map(AccountId::as_str)).bind(audit.user.map(UserId::as_str));
-    query.bind(&audit.change).bind(audit.reason).execute(db).await?;
+    query.bind(&audit.change).bind(audit.reason).execute().await?;
     Ok(())
 }
 
-fn read_user(row: &SqliteRow) -> Result<StoredUser, StoreError> {
+fn read_user(row: &Row) -> Result<StoredUser, StoreError> {
     let state: Option<String> = row.try_get("state")?;
     let tier: Option<String> = row.try_get("manual_tier")?;
     let manual = match tier {

@@ -3,11 +3,9 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
-use sqlx::Row;
-use sqlx::sqlite::SqliteRow;
 
 use super::accounts::{account_id, money, user_id};
-use super::{Connection, StoreError, fingerprint, from_micros, list, micros};
+use super::{Connection, Row, StoreError, fingerprint, from_micros, list, micros};
 use crate::domain::book::OpenHold;
 use crate::domain::operation::{Hold, HoldEnd};
 use crate::domain::user::{AccountId, UserId};
@@ -29,13 +27,13 @@ pub async fn by_id(db: &mut Connection, ids: &[&str]) -> Result<HashMap<String, 
     if ids.is_empty() {
         return Ok(HashMap::new());
     }
-    let rows = sqlx::query(BY_ID).bind(list(ids.iter().copied())).fetch_all(db).await?;
+    let rows = db.query(BY_ID).bind(list(ids.iter().copied())).fetch_all().await?;
     rows.iter().map(|row| Ok((row.try_get("id")?, read(row)?))).collect()
 }
 
 /// The ids behind `after`, in their order.
 pub async fn ids(db: &mut Connection, after: &str, limit: i64) -> Result<Vec<String>, StoreError> {
-    Ok(sqlx::query_scalar(IDS).bind(after).bind(limit).fetch_all(db).await?)
+    db.query(IDS).bind(after).bind(limit).scalars().await
 }
 
 /// As a usage's ([`super::ledger::id_hash`]), and not the same for the same id: a hold's capture bears its id among usage.
@@ -45,21 +43,21 @@ pub fn id_hash(id: &str) -> i64 {
 
 /// What is held at `now` for each of `users`.
 pub async fn open(db: &mut Connection, users: &[UserId], now: DateTime<Utc>) -> Result<HashMap<UserId, Vec<OpenHold>>, StoreError> {
-    let query = sqlx::query(OPEN).bind(list(users.iter().map(UserId::as_str))).bind(micros(now));
+    let query = db.query(OPEN).bind(list(users.iter().map(UserId::as_str))).bind(micros(now));
     let mut open: HashMap<UserId, Vec<OpenHold>> = HashMap::new();
-    for row in query.fetch_all(db).await? {
+    for row in query.fetch_all().await? {
         open.entry(user_id(row.try_get("user_id")?)?).or_default().push(read_open(&row)?);
     }
     Ok(open)
 }
 
 pub async fn open_of_account(db: &mut Connection, account: &AccountId, now: DateTime<Utc>) -> Result<Vec<OpenHold>, StoreError> {
-    let rows = sqlx::query(OPEN_OF_ACCOUNT).bind(account.as_str()).bind(micros(now)).fetch_all(db).await?;
+    let rows = db.query(OPEN_OF_ACCOUNT).bind(account.as_str()).bind(micros(now)).fetch_all().await?;
     rows.iter().map(read_open).collect()
 }
 
 pub async fn open_of_all(db: &mut Connection, now: DateTime<Utc>) -> Result<Vec<OpenHold>, StoreError> {
-    sqlx::query(OPEN_OF_ALL).bind(micros(now)).fetch_all(db).await?.iter().map(read_open).collect()
+    db.query(OPEN_OF_ALL).bind(micros(now)).fetch_all().await?.iter().map(read_open).collect()
 }
 
 /// Which holds a list shows.
@@ -78,17 +76,17 @@ pub async fn page(
     limit: i64,
     now: DateTime<Utc>,
 ) -> Result<Vec<(i64, Hold)>, StoreError> {
-    let query = sqlx::query(PAGE).bind(before).bind(filter.user_id.as_ref().map(UserId::as_str)).bind(filter.state);
-    let rows = query.bind(micros(now)).bind(limit).fetch_all(db).await?;
+    let query = db.query(PAGE).bind(before).bind(filter.user_id.as_ref().map(UserId::as_str)).bind(filter.state);
+    let rows = query.bind(micros(now)).bind(limit).fetch_all().await?;
     rows.iter().map(|row| Ok((row.try_get("seq")?, read(row)?))).collect()
 }
 
-fn read_open(row: &SqliteRow) -> Result<OpenHold, StoreError> {
+fn read_open(row: &Row) -> Result<OpenHold, StoreError> {
     let id: String = row.try_get("id")?;
     Ok(OpenHold { id: id.into(), amount: money(row.try_get("amount")?)?, expires_at: from_micros(row.try_get("expires_at")?)? })
 }
 
-fn read(row: &SqliteRow) -> Result<Hold, StoreError> {
+fn read(row: &Row) -> Result<Hold, StoreError> {
     let id: String = row.try_get("id")?;
     let (ended_at, account): (Option<i64>, Option<String>) = (row.try_get("ended_at")?, row.try_get("account_id")?);
     let captured: Option<i64> = row.try_get("captured")?;

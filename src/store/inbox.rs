@@ -4,11 +4,9 @@ use std::collections::HashSet;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use sqlx::Row;
-use sqlx::sqlite::SqliteRow;
 
 use super::requests::Ticket;
-use super::{Connection, StoreError, corrupt, from_micros, list, micros};
+use super::{Connection, Row, StoreError, corrupt, from_micros, list, micros};
 
 /// What became of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,9 +112,9 @@ const PAGE: &str = "SELECT seq, event_id, kind, customer, received_at, applied_a
 
 /// `false` where the event is there already.
 pub async fn accept(db: &mut Connection, arrival: Arrival<'_>) -> Result<bool, StoreError> {
-    let query = sqlx::query(ACCEPT).bind(arrival.event_id).bind(arrival.kind).bind(arrival.customer);
-    let done = query.bind(micros(arrival.received_at)).bind(arrival.body).execute(db).await?;
-    Ok(0 < done.rows_affected())
+    let query = db.query(ACCEPT).bind(arrival.event_id).bind(arrival.kind).bind(arrival.customer);
+    let done = query.bind(micros(arrival.received_at)).bind(arrival.body).execute().await?;
+    Ok(0 < done)
 }
 
 /// What an event did. With a `nudge` it awaits what Stripe answers to that number or a later one.
@@ -127,8 +125,8 @@ pub async fn settle(
     nudge: Option<Ticket>,
     now: DateTime<Utc>,
 ) -> Result<(), StoreError> {
-    let query = sqlx::query(SETTLE).bind(event_id).bind(effect.state.name()).bind(&effect.sentence).bind(write_alerts(&effect.alerts)?);
-    query.bind(micros(now)).bind(nudge).execute(db).await?;
+    let query = db.query(SETTLE).bind(event_id).bind(effect.state.name()).bind(&effect.sentence).bind(write_alerts(&effect.alerts)?);
+    query.bind(micros(now)).bind(nudge).execute().await?;
     Ok(())
 }
 
@@ -140,20 +138,20 @@ pub async fn settle_awaiting(
     effect: &Effect,
     now: DateTime<Utc>,
 ) -> Result<(), StoreError> {
-    let query = sqlx::query(SETTLE_AWAITING).bind(customer).bind(ticket).bind(effect.state.name()).bind(&effect.sentence);
-    query.bind(write_alerts(&effect.alerts)?).bind(micros(now)).execute(db).await?;
+    let query = db.query(SETTLE_AWAITING).bind(customer).bind(ticket).bind(effect.state.name()).bind(&effect.sentence);
+    query.bind(write_alerts(&effect.alerts)?).bind(micros(now)).execute().await?;
     Ok(())
 }
 
 /// It turned out whose subscription it is: what awaited an answer about it awaits one about the customer.
 pub async fn hand_over(db: &mut Connection, subscription: &str, customer: &str, ticket: Ticket, nudge: Ticket) -> Result<(), StoreError> {
-    sqlx::query(HAND_OVER).bind(subscription).bind(customer).bind(ticket).bind(nudge).execute(db).await?;
+    db.query(HAND_OVER).bind(subscription).bind(customer).bind(ticket).bind(nudge).execute().await?;
     Ok(())
 }
 
 /// Those of `ids` that were received.
 pub async fn known(db: &mut Connection, ids: &[&str]) -> Result<HashSet<String>, StoreError> {
-    let found: Vec<String> = sqlx::query_scalar(HAS).bind(list(ids.iter().copied())).fetch_all(db).await?;
+    let found: Vec<String> = db.query(HAS).bind(list(ids.iter().copied())).scalars().await?;
     Ok(found.into_iter().collect())
 }
 
@@ -163,7 +161,7 @@ fn write_alerts(alerts: &[Alert]) -> Result<String, StoreError> {
 
 /// The event and its body as it came.
 pub async fn one(db: &mut Connection, event_id: &str) -> Result<Option<(Received, Vec<u8>)>, StoreError> {
-    let row = sqlx::query(ONE).bind(event_id).fetch_optional(db).await?;
+    let row = db.query(ONE).bind(event_id).fetch_optional().await?;
     row.map(|row| Ok((read(&row)?, row.try_get("body")?))).transpose()
 }
 
@@ -177,11 +175,11 @@ pub struct Filter {
 
 /// The latest first, those before `before`.
 pub async fn page(db: &mut Connection, filter: &Filter, before: i64, limit: i64) -> Result<Vec<Received>, StoreError> {
-    let query = sqlx::query(PAGE).bind(before).bind(filter.state.map(EventState::name)).bind(&filter.kind).bind(&filter.customer);
-    query.bind(limit).fetch_all(db).await?.iter().map(read).collect()
+    let query = db.query(PAGE).bind(before).bind(filter.state.map(EventState::name)).bind(&filter.kind).bind(&filter.customer);
+    query.bind(limit).fetch_all().await?.iter().map(read).collect()
 }
 
-fn read(row: &SqliteRow) -> Result<Received, StoreError> {
+fn read(row: &Row) -> Result<Received, StoreError> {
     let state: String = row.try_get("state")?;
     let alerts: String = row.try_get("alerts")?;
     Ok(Received {

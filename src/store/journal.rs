@@ -15,7 +15,8 @@ use sqlx::{ConnectOptions, Connection, Row, Sqlite, SqliteConnection};
 use tokio::sync::Mutex;
 
 use super::accounts::{account_id, money, user_id};
-use super::{Anchor, StoreError, corrupt, from_micros, ledger, micros};
+use super::sqlite::{self, Anchor};
+use super::{PROBE, StoreError, corrupt, from_micros, ledger, micros};
 use crate::domain::changes::Changes;
 use crate::domain::operation::{Booked, Consumption, Correction, Entry, Fingerprint, Hold, HoldEnd};
 
@@ -23,7 +24,6 @@ const SCHEMA: [&str; 2] = [
     "CREATE TABLE IF NOT EXISTS journal (seq INTEGER NOT NULL PRIMARY KEY, body TEXT NOT NULL) STRICT",
     "CREATE TABLE IF NOT EXISTS probe (only INTEGER NOT NULL PRIMARY KEY CHECK (only = 1), at INTEGER NOT NULL) STRICT",
 ];
-const PROBE: &str = "INSERT INTO probe (only, at) VALUES (1, $1) ON CONFLICT (only) DO UPDATE SET at = excluded.at";
 const APPEND: &str = "INSERT INTO journal (seq, body) VALUES ($1, $2)";
 const AFTER: &str = "SELECT seq, body FROM journal WHERE $1 < seq ORDER BY seq LIMIT $2";
 const ENDS: &str = "SELECT MIN(seq) AS first, MAX(seq) AS last FROM journal";
@@ -114,8 +114,8 @@ impl Journal {
 
     /// Moves everything out of the log, as [`super::Store::leave_the_logs`] needs it.
     pub(super) async fn leave_the_log(&self) -> Result<bool, StoreError> {
-        let rows = self.read(sqlx::query(super::LEAVE_THE_LOG)).await?;
-        super::was_left(rows.first())
+        let rows = self.read(sqlx::query(sqlite::LEAVE_THE_LOG)).await?;
+        sqlite::was_left(rows.first())
     }
 
     /// Whether a write reaches the disk.

@@ -1,10 +1,8 @@
 //! API keys: only a digest of each.
 
 use chrono::{DateTime, Utc};
-use sqlx::Row;
-use sqlx::sqlite::SqliteRow;
 
-use super::{Connection, StoreError, from_micros, micros};
+use super::{Connection, Row, StoreError, from_micros, micros};
 
 /// The SHA-256 of a key.
 pub type KeyDigest = [u8; 32];
@@ -28,27 +26,27 @@ const REVOKE: &str = "UPDATE api_keys SET revoked_at = COALESCE(revoked_at, $2) 
 
 /// Stores a key; one with the same `key_id`, and the same key under another, is replaced.
 pub async fn put(db: &mut Connection, key: &StoredKey, digest: KeyDigest) -> Result<(), StoreError> {
-    sqlx::query(REMOVE_OTHERS).bind(digest.as_slice()).bind(&key.key_id).execute(&mut *db).await?;
-    let query = sqlx::query(INSERT).bind(&key.key_id).bind(&key.name).bind(digest.as_slice()).bind(&key.scopes);
-    query.bind(micros(key.created_at)).execute(db).await?;
+    db.query(REMOVE_OTHERS).bind(digest.as_slice()).bind(&key.key_id).execute().await?;
+    let query = db.query(INSERT).bind(&key.key_id).bind(&key.name).bind(digest.as_slice()).bind(&key.scopes);
+    query.bind(micros(key.created_at)).execute().await?;
     Ok(())
 }
 
 pub async fn by_digest(db: &mut Connection, digest: KeyDigest) -> Result<Option<StoredKey>, StoreError> {
-    sqlx::query(BY_DIGEST).bind(digest.as_slice()).fetch_optional(db).await?.map(|row| read(&row)).transpose()
+    db.query(BY_DIGEST).bind(digest.as_slice()).fetch_optional().await?.map(|row| read(&row)).transpose()
 }
 
 pub async fn all(db: &mut Connection) -> Result<Vec<StoredKey>, StoreError> {
-    sqlx::query(ALL).fetch_all(db).await?.iter().map(read).collect()
+    db.query(ALL).fetch_all().await?.iter().map(read).collect()
 }
 
 /// `false` where there is no such key. A key that was revoked before keeps its time.
 pub async fn revoke(db: &mut Connection, key_id: &str, now: DateTime<Utc>) -> Result<bool, StoreError> {
-    let done = sqlx::query(REVOKE).bind(key_id).bind(micros(now)).execute(db).await?;
-    Ok(0 < done.rows_affected())
+    let done = db.query(REVOKE).bind(key_id).bind(micros(now)).execute().await?;
+    Ok(0 < done)
 }
 
-fn read(row: &SqliteRow) -> Result<StoredKey, StoreError> {
+fn read(row: &Row) -> Result<StoredKey, StoreError> {
     let revoked_at: Option<i64> = row.try_get("revoked_at")?;
     Ok(StoredKey {
         key_id: row.try_get("key_id")?,

@@ -4,11 +4,9 @@ use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
 use siphasher::sip::SipHasher13;
-use sqlx::Row;
-use sqlx::sqlite::SqliteRow;
 
 use super::accounts::{account_id, money, user_id};
-use super::{Connection, StoreError, corrupt, from_micros, list, micros};
+use super::{Connection, Row, StoreError, corrupt, from_micros, list, micros};
 use crate::domain::book::SpentByDay;
 use crate::domain::changes::Sum;
 use crate::domain::ledger::{DayOfModel, SpentIn, day};
@@ -17,7 +15,8 @@ use crate::domain::operation::{Booked, EntryKind};
 use crate::domain::period::Window;
 use crate::domain::user::{AccountId, UserId};
 
-const BOOKED: &str = "SELECT id, kind, fingerprint, happened_at, recorded_at FROM usage WHERE id_hash IN (SELECT value FROM json_each($1))";
+const BOOKED: &str =
+    "SELECT id, kind, fingerprint, happened_at, recorded_at FROM usage WHERE id_hash IN (SELECT CAST(value AS BIGINT) FROM json_each($1))";
 const ID_HASHES: &str = "SELECT DISTINCT id_hash FROM usage WHERE $1 < id_hash ORDER BY id_hash LIMIT $2";
 const IDS: &str = "SELECT CAST(COALESCE(MAX(seq), 0) AS BIGINT) FROM usage";
 const DAY_OF_MODEL: &str = "SELECT account_id, CAST(SUM(spent) AS BIGINT) AS spent FROM ( \
@@ -25,9 +24,13 @@ const DAY_OF_MODEL: &str = "SELECT account_id, CAST(SUM(spent) AS BIGINT) AS spe
      WHERE user_id = $1 AND $2 <= happened_at AND happened_at < $3 AND COALESCE(model, '') = $4 UNION ALL \
      SELECT NULLIF(account_id, '') AS account_id, spent FROM rolled WHERE user_id = $1 AND day = $5 AND model = $4) parts GROUP BY account_id";
 const SPENT_BY_ALL: &str = "SELECT spent FROM spend_by_day_of_all";
+/// A day has several rows, which may add up to more than can be counted.
+const SPENT_BY_ALL_IN_SLOTS: &str = "SELECT CAST(LEAST(SUM(spent), 9223372036854775807) AS BIGINT) FROM spend_by_day_of_all GROUP BY day";
 const DAYS: &str = "SELECT user_id, day, CAST(SUM(spent) AS BIGINT) AS spent FROM spend_by_day \
      WHERE user_id IN (SELECT value FROM json_each($1)) AND $2 <= day AND day < $3 GROUP BY user_id, day";
 const DAYS_OF_ALL: &str = "SELECT day, spent FROM spend_by_day_of_all WHERE $1 <= day AND day < $2";
+const DAYS_OF_ALL_IN_SLOTS: &str = "SELECT day, CAST(LEAST(SUM(spent), 9223372036854775807) AS BIGINT) AS spent FROM spend_by_day_of_all \
+     WHERE $1 <= day AND day < $2 GROUP BY day";
 const STRETCH: &str = "SELECT CAST(COALESCE(SUM(CASE WHEN kind = 'correction' THEN -cost ELSE cost END), 0) AS BIGINT) FROM usage \
      WHERE user_id = $1 AND $2 <= happened_at AND happened_at < $3";
 const WHOLE_DAYS: &str = "SELECT CAST(COALESCE(SUM(spent), 0) AS BIGINT) FROM spend_by_day WHERE user_id = $1 AND $2 <= day AND day < $3";
@@ -73,35 +76,35 @@ pub async fn booked(db: &mut Connection, ids: &[&str]) -> Result<HashMap<(EntryK
         return Ok(HashMap::new());
     }
     let hashes = serde_json::Value::from_iter(ids.iter().map(|id| id_hash(id))).to_string();
-    let rows = sqlx::query(BOOKED).bind(hashes).fetch_all(db).await?;
-    let read = |row: &SqliteRow| {
+    let rows = db.query(BOOKED).bind(hashes).fetch_all().await?;
+    let read = |row: &Row| {
         let booked = Booked {
             fingerprint: super::fingerprint(row.try_get("fingerprint")?)?,
             time: from_micros(row.try_get("happened_at")?)?,
             recorded_at: from_micros(row.try_get("recorded_at")?)?,
         };
-        Ok(((read_kind(row.try_get("kind")?)?, row.try_get("id")?), booked))
+        Ok(((read_kind(&row.try_get::<String>("kind")?)?, row.try_get("id")?), booked))
     };
     rows.iter().map(read).collect()
 }
 
 /// The hashes of all ids behind `after`, in their order.
 pub async fn id_hashes(db: &mut Connection, after: Option<i64>, limit: i64) -> Result<Vec<i64>, StoreError> {
-    Ok(sqlx::query_scalar(ID_HASHES).bind(after.unwrap_or(i64::MIN)).bind(limit).fetch_all(db).await?)
+    db.query(ID_HASHES).bind(after.unwrap_or(i64::MIN)).bind(limit).scalars().await
 }
 
 /// How many rows there are at most.
 pub async fn rows_at_most(db: &mut Connection) -> Result<usize, StoreError> {
-    let rows: i64 = sqlx::query_scalar(IDS).fetch_one(db).await?;
+    let rows: i64 = db.query(IDS).scalar().await?;
     Ok(usize::try_from(rows).unwrap_or_default())
 }
 
 /// A day's sums of one user and one model.
 pub async fn day_of_model(db: &mut Connection, of: &DayOfModel) -> Result<SpentIn, StoreError> {
     let (user, day, model) = of;
-    let query = sqlx::query(DAY_OF_MODEL).bind(user.as_str()).bind(day * MICROS_PER_DAY).bind((day + 1) * MICROS_PER_DAY);
-    let rows = query.bind(model).bind(day).fetch_all(db).await?;
-    let read = |row: &SqliteRow| {
+    let query = db.query(DAY_OF_MODEL).bind(user.as_str()).bind(day * MICROS_PER_DAY).bind((day + 1) * MICROS_PER_DAY);
+    let rows = query.bind(model).bind(day).fetch_all().await?;
+    let read = |row: &Row| {
         let account: Option<String> = row.try_get("account_id")?;
         Ok((account.map(account_id).transpose()?, row.try_get("spent")?))
     };
@@ -110,9 +113,9 @@ pub async fn day_of_model(db: &mut Connection, of: &DayOfModel) -> Result<SpentI
 
 /// What each of `users` spent on the days from `first` to before `end`.
 pub async fn days(db: &mut Connection, users: &[UserId], first: i64, end: i64) -> Result<HashMap<UserId, SpentByDay>, StoreError> {
-    let query = sqlx::query(DAYS).bind(list(users.iter().map(UserId::as_str))).bind(first).bind(end);
+    let query = db.query(DAYS).bind(list(users.iter().map(UserId::as_str))).bind(first).bind(end);
     let mut days: HashMap<UserId, SpentByDay> = HashMap::new();
-    for row in query.fetch_all(db).await? {
+    for row in query.fetch_all().await? {
         let spent = money(row.try_get("spent")?)?;
         days.entry(user_id(row.try_get("user_id")?)?).or_default().insert(row.try_get("day")?, spent);
     }
@@ -120,13 +123,13 @@ pub async fn days(db: &mut Connection, users: &[UserId], first: i64, end: i64) -
 }
 
 pub async fn days_of_all(db: &mut Connection, first: i64, end: i64) -> Result<SpentByDay, StoreError> {
-    let rows = sqlx::query(DAYS_OF_ALL).bind(first).bind(end).fetch_all(db).await?;
-    rows.iter().map(|row| Ok((row.try_get("day")?, money(row.try_get("spent")?)?))).collect()
+    let rows = db.query_of(DAYS_OF_ALL, DAYS_OF_ALL_IN_SLOTS).bind(first).bind(end).fetch_all().await?;
+    rows.iter().map(|row| Ok((row.try_get("day")?, at_least_nothing(row.try_get("spent")?)))).collect()
 }
 
 pub async fn spent_by_all(db: &mut Connection) -> Result<Money, StoreError> {
-    let days: Vec<i64> = sqlx::query_scalar(SPENT_BY_ALL).fetch_all(db).await?;
-    days.into_iter().try_fold(Money::ZERO, |sum, spent| Ok(sum.saturating_add(money(spent)?)))
+    let days: Vec<i64> = db.query_of(SPENT_BY_ALL, SPENT_BY_ALL_IN_SLOTS).scalars().await?;
+    days.into_iter().try_fold(Money::ZERO, |sum, spent| Ok(sum.saturating_add(at_least_nothing(spent))))
 }
 
 /// Whose spend is asked for.
@@ -158,7 +161,7 @@ pub async fn spent_in(db: &mut Connection, spender: Spender<'_>, window: Window)
     }
     let mut spent: i64 = 0;
     for (statement, from, to) in parts {
-        let part: i64 = sqlx::query_scalar(statement).bind(key).bind(from).bind(to).fetch_one(&mut *db).await?;
+        let part: i64 = db.query(statement).bind(key).bind(from).bind(to).scalar().await?;
         spent = spent.saturating_add(part);
     }
     Ok(at_least_nothing(spent))
@@ -171,16 +174,16 @@ fn at_least_nothing(nanos: i64) -> Money {
 
 /// What an account spent on the days from `first` to before `end`, and ever.
 pub async fn days_of_account(db: &mut Connection, account: &AccountId, first: i64, end: i64) -> Result<(SpentByDay, Money), StoreError> {
-    let rows = sqlx::query(DAYS_OF_ACCOUNT).bind(account.as_str()).bind(first).bind(end).fetch_all(&mut *db).await?;
+    let rows = db.query(DAYS_OF_ACCOUNT).bind(account.as_str()).bind(first).bind(end).fetch_all().await?;
     let days = rows.iter().map(|row| Ok((row.try_get("day")?, at_least_nothing(row.try_get("spent")?))));
     let days = days.collect::<Result<SpentByDay, StoreError>>()?;
-    let total: i64 = sqlx::query_scalar(WHOLE_DAYS_OF_ACCOUNT).bind(account.as_str()).bind(i64::MIN).bind(i64::MAX).fetch_one(db).await?;
+    let total: i64 = db.query(WHOLE_DAYS_OF_ACCOUNT).bind(account.as_str()).bind(i64::MIN).bind(i64::MAX).scalar().await?;
     Ok((days, at_least_nothing(total)))
 }
 
 /// The entries that an account's users booked in it.
 pub async fn entries_of_account(db: &mut Connection, account: &AccountId) -> Result<i64, StoreError> {
-    Ok(sqlx::query_scalar(ENTRIES_OF_ACCOUNT).bind(account.as_str()).fetch_one(db).await?)
+    db.query(ENTRIES_OF_ACCOUNT).bind(account.as_str()).scalar().await
 }
 
 /// A booked record, as lists show it.
@@ -214,16 +217,16 @@ pub async fn entries(
     before: (DateTime<Utc>, i64),
     limit: i64,
 ) -> Result<Vec<StoredEntry>, StoreError> {
-    let query = sqlx::query(ENTRIES).bind(user.as_str()).bind(micros(before.0)).bind(before.1);
+    let query = db.query(ENTRIES).bind(user.as_str()).bind(micros(before.0)).bind(before.1);
     let query = query.bind(micros(stretch.from)).bind(micros(stretch.to)).bind(limit);
-    query.fetch_all(db).await?.iter().map(read_entry).collect()
+    query.fetch_all().await?.iter().map(read_entry).collect()
 }
 
-fn read_entry(row: &SqliteRow) -> Result<StoredEntry, StoreError> {
+fn read_entry(row: &Row) -> Result<StoredEntry, StoreError> {
     Ok(StoredEntry {
         seq: row.try_get("seq")?,
         id: row.try_get("id")?,
-        kind: read_kind(row.try_get("kind")?)?,
+        kind: read_kind(&row.try_get::<String>("kind")?)?,
         cost: money(row.try_get("cost")?)?,
         time: from_micros(row.try_get("happened_at")?)?,
         recorded_at: from_micros(row.try_get("recorded_at")?)?,
@@ -269,10 +272,10 @@ pub async fn sums(
     after: &SumPlace,
     limit: i64,
 ) -> Result<Vec<StoredSum>, StoreError> {
-    let query = sqlx::query(SUMS).bind(user.as_str()).bind(day(stretch.from)).bind(day(stretch.to));
+    let query = db.query(SUMS).bind(user.as_str()).bind(day(stretch.from)).bind(day(stretch.to));
     let query = query.bind(group_by.day).bind(group_by.model).bind(after.day).bind(&after.model);
-    let rows = query.bind(limit).fetch_all(db).await?;
-    let read = |row: &SqliteRow| {
+    let rows = query.bind(limit).fetch_all().await?;
+    let read = |row: &Row| {
         Ok(StoredSum {
             day: row.try_get("day")?,
             model: row.try_get("model")?,

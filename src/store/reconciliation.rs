@@ -2,7 +2,6 @@
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use sqlx::Row;
 
 use super::accounts::{StoredCustomer, read_customer};
 use super::{Connection, StoreError, corrupt, from_micros, micros};
@@ -75,8 +74,8 @@ pub struct Run {
 
 const LAST: &str =
     "SELECT run, phase, place, events_since, started_at, finished_at, checked, drifted, missed_events, drift FROM reconciliation";
-const SAVE: &str = "INSERT INTO reconciliation (only, run, phase, place, events_since, started_at, finished_at, checked, drifted, missed_events, drift) \
-     VALUES (1, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (only) DO UPDATE SET run = excluded.run, phase = excluded.phase, \
+const SAVE: &str = "INSERT INTO reconciliation (\"only\", run, phase, place, events_since, started_at, finished_at, checked, drifted, missed_events, drift) \
+     VALUES (1, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (\"only\") DO UPDATE SET run = excluded.run, phase = excluded.phase, \
      place = excluded.place, events_since = excluded.events_since, started_at = excluded.started_at, finished_at = excluded.finished_at, \
      checked = excluded.checked, drifted = excluded.drifted, missed_events = excluded.missed_events, drift = excluded.drift";
 const MEET: &str = "UPDATE customers SET reconciled_in = $2 WHERE customer = $1";
@@ -85,9 +84,9 @@ const NOT_MET: &str =
 
 /// The last one, finished or not.
 pub async fn last(db: &mut Connection) -> Result<Option<Run>, StoreError> {
-    let Some(row) = sqlx::query(LAST).fetch_optional(db).await? else { return Ok(None) };
+    let Some(row) = db.query(LAST).fetch_optional().await? else { return Ok(None) };
     let (phase, drift): (String, String) = (row.try_get("phase")?, row.try_get("drift")?);
-    let time = |name: &str| row.try_get::<Option<i64>, _>(name)?.map(from_micros).transpose();
+    let time = |name: &str| row.try_get::<Option<i64>>(name)?.map(from_micros).transpose();
     Ok(Some(Run {
         number: row.try_get("run")?,
         phase: Phase::ALL.into_iter().find(|known| known.name() == phase).ok_or_else(|| corrupt("an unknown phase"))?,
@@ -104,20 +103,20 @@ pub async fn last(db: &mut Connection) -> Result<Option<Run>, StoreError> {
 
 pub async fn save(db: &mut Connection, run: &Run) -> Result<(), StoreError> {
     let drift = serde_json::to_string(&run.drift).map_err(|error| corrupt(&error.to_string()))?;
-    let query = sqlx::query(SAVE).bind(run.number).bind(run.phase.name()).bind(&run.place).bind(run.events_since.map(micros));
+    let query = db.query(SAVE).bind(run.number).bind(run.phase.name()).bind(&run.place).bind(run.events_since.map(micros));
     let query = query.bind(micros(run.started_at)).bind(run.finished_at.map(micros)).bind(run.checked).bind(run.drifted);
-    query.bind(run.missed_events).bind(drift).execute(db).await?;
+    query.bind(run.missed_events).bind(drift).execute().await?;
     Ok(())
 }
 
 /// The run has met this customer, if we know him.
 pub async fn meet(db: &mut Connection, customer: &str, run: i64) -> Result<(), StoreError> {
-    sqlx::query(MEET).bind(customer).bind(run).execute(db).await?;
+    db.query(MEET).bind(customer).bind(run).execute().await?;
     Ok(())
 }
 
 /// Customers of ours after `after`, in the order of their ids, whom the run has not met.
 pub async fn not_met(db: &mut Connection, run: i64, after: &str, limit: i64) -> Result<Vec<(String, StoredCustomer)>, StoreError> {
-    let rows = sqlx::query(NOT_MET).bind(run).bind(after).bind(limit).fetch_all(db).await?;
+    let rows = db.query(NOT_MET).bind(run).bind(after).bind(limit).fetch_all().await?;
     rows.iter().map(|row| Ok((row.try_get("customer")?, read_customer(row)?))).collect()
 }

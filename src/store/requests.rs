@@ -1,10 +1,8 @@
 //! What Stripe is to be asked about, and the numbers by which an answer tells whether it is the latest.
 
 use chrono::{DateTime, Utc};
-use sqlx::Row;
-use sqlx::sqlite::SqliteRow;
 
-use super::{Connection, StoreError, corrupt, micros};
+use super::{Backend, Connection, Row, StoreError, corrupt, list, micros};
 
 /// A number that is larger than every one before it.
 pub type Ticket = i64;
@@ -41,10 +39,14 @@ pub struct Request {
 }
 
 const TICKET: &str = "UPDATE tickets SET last = last + 1 RETURNING last";
+const TICKET_OF_SEQUENCE: &str = "SELECT nextval('ticket_numbers')";
 const RAISE: &str = "INSERT INTO requests (subject, kind, requested_seq, due_at) VALUES ($1, $2, $3, $4) ON CONFLICT (subject) DO UPDATE SET \
-     requested_seq = excluded.requested_seq, due_at = excluded.due_at, tries = 0, given_up_at = NULL, error = NULL";
+     requested_seq = CASE WHEN requests.requested_seq < excluded.requested_seq THEN excluded.requested_seq ELSE requests.requested_seq END, due_at = excluded.due_at, tries = 0, given_up_at = NULL, error = NULL";
 const DUE: &str = "SELECT subject, kind, tries FROM requests \
      WHERE due_at <= $1 ORDER BY due_at LIMIT $2";
+/// Whoever takes one puts it off, so that no other node takes it meanwhile; if he dies, it is due again by itself.
+const TAKE: &str = "UPDATE requests SET due_at = $3 WHERE subject IN (SELECT subject FROM requests WHERE due_at <= $1 \
+     AND subject NOT IN (SELECT value FROM json_each($4)) ORDER BY due_at LIMIT $2 FOR UPDATE SKIP LOCKED) RETURNING subject, kind, tries";
 const APPLIED: &str = "UPDATE requests SET applied_seq = $2, tries = 0, given_up_at = NULL, error = NULL, \
      due_at = CASE WHEN requested_seq <= $2 THEN NULL ELSE $3 END WHERE subject = $1 AND applied_seq < $2";
 const IS_ANSWERED: &str = "SELECT 1 FROM requests WHERE subject = $1 AND $2 <= applied_seq";
@@ -56,35 +58,61 @@ const BACKLOG: &str = "SELECT (SELECT COUNT(*) FROM requests WHERE due_at IS NOT
 
 /// Takes the next number. The caller's transaction makes it last.
 pub async fn ticket(db: &mut Connection) -> Result<Ticket, StoreError> {
-    Ok(sqlx::query_scalar(TICKET).fetch_one(db).await?)
+    db.query_of(TICKET, TICKET_OF_SEQUENCE).scalar().await
+}
+
+/// The last number that was given out.
+pub async fn last_ticket(db: &mut Connection) -> Result<Ticket, StoreError> {
+    db.query_of("SELECT last FROM tickets", "SELECT last_value FROM ticket_numbers").scalar().await
 }
 
 /// Asks for `subject` to be asked about, also where it had been given up.
 pub async fn raise(db: &mut Connection, subject: &Subject, now: DateTime<Utc>) -> Result<Ticket, StoreError> {
     let ticket = ticket(&mut *db).await?;
-    sqlx::query(RAISE).bind(subject.id()).bind(subject.kind()).bind(ticket).bind(micros(now)).execute(db).await?;
+    db.query(RAISE).bind(subject.id()).bind(subject.kind()).bind(ticket).bind(micros(now)).execute().await?;
     Ok(ticket)
 }
 
 /// What is due at `now`, that which waits longest first.
 pub async fn due(db: &mut Connection, now: DateTime<Utc>, limit: i64) -> Result<Vec<Request>, StoreError> {
-    sqlx::query(DUE).bind(micros(now)).bind(limit).fetch_all(db).await?.iter().map(read).collect()
+    db.query(DUE).bind(micros(now)).bind(limit).fetch_all().await?.iter().map(read).collect()
+}
+
+/// Takes what is due at `now` and not `under_way` here. Where there are other nodes it is theirs again at `until`, unless it is answered
+/// before.
+pub async fn take(
+    db: &mut Connection,
+    now: DateTime<Utc>,
+    until: DateTime<Utc>,
+    under_way: &[String],
+    limit: i64,
+) -> Result<Vec<Request>, StoreError> {
+    if let Backend::Sqlite(_) = db {
+        // Those under way are due until they are answered.
+        let more = i64::try_from(under_way.len()).unwrap_or(i64::MAX);
+        let mut due = due(db, now, limit.saturating_add(more)).await?;
+        due.retain(|request| !under_way.iter().any(|id| id == request.subject.id()));
+        due.truncate(usize::try_from(limit).unwrap_or_default());
+        return Ok(due);
+    }
+    let query = db.query(TAKE).bind(micros(now)).bind(limit).bind(micros(until));
+    query.bind(list(under_way.iter().map(String::as_str))).fetch_all().await?.iter().map(read).collect()
 }
 
 /// Whether `subject` is to be asked about already.
 pub async fn waits(db: &mut Connection, subject: &str) -> Result<bool, StoreError> {
-    Ok(sqlx::query(WAITS).bind(subject).fetch_optional(db).await?.is_some())
+    Ok(db.query(WAITS).bind(subject).fetch_optional().await?.is_some())
 }
 
 /// The answer to the question of `ticket` is about to be written. `false` where a later one was: then nothing may be.
 pub async fn applied(db: &mut Connection, subject: &str, ticket: Ticket, now: DateTime<Utc>) -> Result<bool, StoreError> {
-    let done = sqlx::query(APPLIED).bind(subject).bind(ticket).bind(micros(now)).execute(db).await?;
-    Ok(0 < done.rows_affected())
+    let done = db.query(APPLIED).bind(subject).bind(ticket).bind(micros(now)).execute().await?;
+    Ok(0 < done)
 }
 
 /// Whether an answer was written that was asked for at `since` or later.
 pub async fn is_answered(db: &mut Connection, subject: &str, since: Ticket) -> Result<bool, StoreError> {
-    Ok(sqlx::query(IS_ANSWERED).bind(subject).bind(since).fetch_optional(db).await?.is_some())
+    Ok(db.query(IS_ANSWERED).bind(subject).bind(since).fetch_optional().await?.is_some())
 }
 
 /// What becomes of a question that failed.
@@ -100,7 +128,7 @@ pub async fn failed(db: &mut Connection, subject: &str, ticket: Ticket, next: Ne
         Next::AskAgainAt(at) => (Some(micros(at)), None),
         Next::GiveUpAt(at) => (None, Some(micros(at))),
     };
-    sqlx::query(FAILED).bind(subject).bind(ticket).bind(due_at).bind(given_up_at).bind(why).execute(db).await?;
+    db.query(FAILED).bind(subject).bind(ticket).bind(due_at).bind(given_up_at).bind(why).execute().await?;
     Ok(())
 }
 
@@ -112,11 +140,11 @@ pub struct Backlog {
 }
 
 pub async fn backlog(db: &mut Connection) -> Result<Backlog, StoreError> {
-    let row = sqlx::query(BACKLOG).fetch_one(db).await?;
+    let row = db.query(BACKLOG).fetch_one().await?;
     Ok(Backlog { waiting: row.try_get("waiting")?, given_up: row.try_get("given_up")? })
 }
 
-fn read(row: &SqliteRow) -> Result<Request, StoreError> {
+fn read(row: &Row) -> Result<Request, StoreError> {
     let (id, kind): (String, String) = (row.try_get("subject")?, row.try_get("kind")?);
     let subject = match kind.as_str() {
         "customer" => Subject::Customer(id),

@@ -9,7 +9,7 @@ use sqlx::{QueryBuilder, Sqlite};
 
 use super::journal::Numbered;
 use super::ledger::{id_hash, kind_name};
-use super::{Connection, StoreError, Tx, micros};
+use super::{Backend, Connection, StoreError, Tx, micros};
 use crate::domain::changes::{Changes, sums, sums_of_accounts, sums_of_all};
 use crate::domain::operation::{Hold, HoldEnd};
 use crate::domain::user::{AccountId, UserId};
@@ -54,7 +54,7 @@ const ROWS: [usize; 4] = [256, 32, 4, 1];
 
 /// The number of the last batch that the tables have.
 pub async fn through(db: &mut Connection) -> Result<i64, StoreError> {
-    Ok(sqlx::query_scalar(THROUGH).fetch_one(db).await?)
+    db.query(THROUGH).scalar().await
 }
 
 /// Writes those of `batches` that the tables do not have: another process may have been here. Nothing shows before the commit.
@@ -64,7 +64,7 @@ pub async fn settle(tx: &mut Tx, batches: &[Numbered]) -> Result<(), StoreError>
     let missing: Vec<&Changes> = batches.iter().filter(|(seq, _)| through < *seq).map(|(_, changes)| &**changes).collect();
     let Some((last, _)) = batches.last().filter(|(last, _)| through < *last) else { return Ok(()) };
     write(db, &missing).await?;
-    sqlx::query(SETTLED).bind(last).execute(db).await?;
+    db.query(SETTLED).bind(*last).execute().await?;
     Ok(())
 }
 
@@ -134,8 +134,8 @@ async fn write(db: &mut Connection, batches: &[&Changes]) -> Result<(), StoreErr
     for changes in batches {
         for correction in &changes.corrections {
             let change = json!({"correction": correction.id, "amount": correction.amount.decimal(), "model": correction.model});
-            let query = sqlx::query(AUDIT).bind(micros(changes.at)).bind(&correction.key_id).bind(correction.user_id.as_str());
-            query.bind(change.to_string()).bind(&correction.reason).execute(&mut *db).await?;
+            let query = db.query(AUDIT).bind(micros(changes.at)).bind(&correction.key_id).bind(correction.user_id.as_str());
+            query.bind(change.to_string()).bind(&correction.reason).execute().await?;
         }
     }
     Ok(())
@@ -164,6 +164,7 @@ async fn bulk<R>(
     rows: &[R],
     bind: impl Fn(&mut Separated<'_, Sqlite, &'static str>, &R),
 ) -> Result<(), StoreError> {
+    let Backend::Sqlite(db) = db else { return Err(StoreError::torn()) };
     let mut rest = rows;
     let mut statement_of_some = || {
         let size = ROWS.into_iter().find(|size| *size <= rest.len())?;
@@ -176,7 +177,7 @@ async fn bulk<R>(
     let mut next = statement_of_some();
     while let Some(mut query) = next {
         // The database works in a thread of its own: while it writes some rows, the next ones are made ready.
-        let written = query.build().execute(&mut *db);
+        let written = query.build().execute(&mut **db);
         let (written, prepared) = futures_util::future::join(written, async { statement_of_some() }).await;
         written?;
         next = prepared;

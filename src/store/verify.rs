@@ -3,7 +3,6 @@
 use std::collections::{BTreeSet, HashMap};
 
 use futures_util::TryStreamExt;
-use sqlx::Row;
 
 use super::{Connection, StoreError};
 
@@ -63,7 +62,7 @@ const COUNTED: &str = "SELECT (SELECT COUNT(*) FROM users) AS users, (SELECT COU
 pub async fn disagreements(db: &mut Connection, most: i64) -> Result<(Counted, Vec<Disagreement>), StoreError> {
     let mut found = Vec::new();
     for check in CHECKS {
-        for row in sqlx::query(check).bind(most).fetch_all(&mut *db).await? {
+        for row in db.query(check).bind(most).fetch_all().await? {
             found.push(Disagreement { what: row.try_get("what")?, counter: row.try_get("counter")?, rows: row.try_get("made")? });
         }
     }
@@ -78,7 +77,7 @@ pub async fn disagreements(db: &mut Connection, most: i64) -> Result<(Counted, V
         counter: told(counters.get(day)),
         rows: told(rows.get(day)),
     }));
-    let row = sqlx::query(COUNTED).fetch_one(db).await?;
+    let row = db.query(COUNTED).fetch_one().await?;
     let counted = Counted { users: row.try_get("users")?, entries: row.try_get("entries")?, open_holds: row.try_get("open_holds")? };
     Ok((counted, found))
 }
@@ -86,7 +85,7 @@ pub async fn disagreements(db: &mut Connection, most: i64) -> Result<(Counted, V
 /// The sums of (spent, entries) by day, wider than the database can add.
 async fn by_day(db: &mut Connection, query: &'static str) -> Result<HashMap<i64, (i128, i64)>, StoreError> {
     let mut days: HashMap<i64, (i128, i64)> = HashMap::new();
-    let mut rows = sqlx::query(query).fetch(db);
+    let mut rows = db.query(query).fetch()?;
     while let Some(row) = rows.try_next().await? {
         let (spent, entries): (i64, i64) = (row.try_get("spent")?, row.try_get("entries")?);
         let sum = days.entry(row.try_get("day")?).or_default();

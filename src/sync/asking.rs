@@ -33,6 +33,8 @@ const PAUSE: TimeDelta = TimeDelta::seconds(2);
 const PAUSE_MAX: TimeDelta = TimeDelta::seconds(60);
 /// How often the requests are looked at without a nudge: what failed is due again by then.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// After so long another node may ask what one has taken. What it would write then, if it is not dead but slow, is refused by its number.
+const LEASE: TimeDelta = TimeDelta::minutes(2);
 /// How often it is looked whether a question that somebody else asks is answered.
 const FLIGHT_POLL: Duration = Duration::from_millis(2);
 /// A pause after the store failed.
@@ -153,7 +155,7 @@ impl Asker {
     pub async fn rest(self: &Arc<Self>) -> Result<(), StoreError> {
         loop {
             let count = self.step().await?;
-            let due = requests::due(&mut *self.store.reader().await?, (self.clock)(), 1).await?;
+            let due = requests::due(&mut self.store.reader().await?, (self.clock)(), 1).await?;
             if due.is_empty() && self.flying().is_empty() {
                 return Ok(());
             }
@@ -167,7 +169,7 @@ impl Asker {
     /// older than the call.
     pub async fn now(self: &Arc<Self>, customer: &str) -> Result<(), AskError> {
         let subject = Subject::Customer(customer.to_owned());
-        let mut tx = self.store.begin().await?;
+        let mut tx = self.store.begin_aside().await?;
         let asked = requests::raise(tx.connection()?, &subject, (self.clock)()).await?;
         tx.commit().await?;
         // Another question that is under way was perhaps asked before what is waited for happened.
@@ -180,7 +182,7 @@ impl Asker {
             }
             landed.await;
         };
-        if requests::is_answered(&mut *self.store.reader().await?, customer, asked).await? {
+        if requests::is_answered(&mut self.store.reader().await?, customer, asked).await? {
             return Ok(());
         }
         let ticket = self.ticket().await?;
@@ -200,9 +202,9 @@ impl Asker {
 
     /// At most `most` of what is due and not under way.
     async fn take_off(self: &Arc<Self>, most: usize) -> Result<Vec<(Request, Flight)>, StoreError> {
-        // Those under way are due until they are answered.
-        let limit = i64::try_from(most + self.flying().len()).unwrap_or(i64::MAX);
-        let due = requests::due(&mut *self.store.reader().await?, (self.clock)(), limit).await?;
+        let (now, under_way): (_, Vec<String>) = ((self.clock)(), self.flying().iter().cloned().collect());
+        let limit = i64::try_from(most).unwrap_or(i64::MAX);
+        let due = requests::take(&mut self.store.reader().await?, now, now + LEASE, &under_way, limit).await?;
         let free = due.into_iter().filter_map(|request| self.fly(&request.subject).map(|flight| (request, flight)));
         Ok(free.take(most).collect())
     }
@@ -226,7 +228,7 @@ impl Asker {
 
     /// The number of a question, which is asked after it.
     async fn ticket(&self) -> Result<Ticket, StoreError> {
-        let mut tx = self.store.begin().await?;
+        let mut tx = self.store.begin_aside().await?;
         let ticket = requests::ticket(tx.connection()?).await?;
         tx.commit().await?;
         Ok(ticket)

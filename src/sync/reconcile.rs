@@ -17,8 +17,8 @@ use super::{Rules, accept};
 use crate::domain::subscription::Snapshot;
 use crate::store::reconciliation::{self, Drift, Phase, Run};
 use crate::store::requests::{self, Subject};
-use crate::store::{Connection, StoreError, accounts, inbox};
-use crate::stripe::client::{Page, RemoteCustomer, RemoteSubscription};
+use crate::store::{Backend, Connection, StoreError, accounts, inbox, leases};
+use crate::stripe::client::{Page, RemoteCustomer, RemoteSubscription, StripeError};
 use crate::stripe::event::Event;
 use crate::stripe::registration::EVENTS;
 
@@ -28,6 +28,12 @@ const TOLD_MAX: usize = 1000;
 const OURS_AT_ONCE: i64 = 500;
 /// How far before the run before events are looked for: those of its last moments may not have been listed yet.
 const OVERLAP: TimeDelta = TimeDelta::hours(1);
+/// Whoever holds it compares.
+const LEASE: &str = "reconciliation";
+/// A page takes less; who has not saved one in so long has stopped.
+const LEASE_LASTS: TimeDelta = TimeDelta::minutes(1);
+/// A node that starts compares, unless a run is younger: then another node has just done it.
+const AT_START: TimeDelta = TimeDelta::minutes(10);
 /// A pause after Stripe or the store failed.
 const PAUSE: Duration = Duration::from_secs(5);
 /// How often it is looked whether a run is due.
@@ -42,11 +48,34 @@ pub enum Mode {
     DryRun,
 }
 
+/// Why a comparison does not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum CompareError {
+    #[error(transparent)]
+    Ask(#[from] AskError),
+    #[error("another node compares at the moment")]
+    Elsewhere,
+}
+
+impl From<StoreError> for CompareError {
+    fn from(error: StoreError) -> Self {
+        Self::Ask(error.into())
+    }
+}
+
+impl From<StripeError> for CompareError {
+    fn from(error: StripeError) -> Self {
+        Self::Ask(error.into())
+    }
+}
+
 /// Compares page by page.
 #[derive(Debug)]
 pub struct Reconciler {
     asker: Arc<Asker>,
     rules: Rules,
+    /// By which name this process holds the lease: one at a time compares, whatever the number of nodes.
+    holder: String,
     wanted: Notify,
 }
 
@@ -61,8 +90,10 @@ pub struct Comparison {
 }
 
 impl Reconciler {
-    pub fn new(asker: Arc<Asker>, rules: Rules) -> Arc<Self> {
-        Arc::new(Self { asker, rules, wanted: Notify::new() })
+    pub fn new(asker: Arc<Asker>, rules: Rules, holder: String) -> Arc<Self> {
+        // One process owns a file, so what one of before held is this one's.
+        let holder = if let Backend::Sqlite(_) = asker.store.backend() { "owner".to_owned() } else { holder };
+        Arc::new(Self { asker, rules, holder, wanted: Notify::new() })
     }
 
     /// Begins a run as soon as it can, whatever is due.
@@ -70,38 +101,50 @@ impl Reconciler {
         self.wanted.notify_one();
     }
 
-    /// Compares at once, then as often as `every`; until it is dropped.
+    /// Compares at once, unless another node has just begun to; then as often as `every`; until it is dropped.
     pub async fn run(self: Arc<Self>, every: TimeDelta) {
-        let mut wanted = true;
+        // Nobody else compares for a process that has its own file.
+        let (mut wanted, mut due_after) = (matches!(self.asker.store.backend(), Backend::Sqlite(_)), every.min(AT_START));
         loop {
-            match self.due(every, wanted).await {
-                Ok(true) => {
-                    if let Err(error) = self.once().await {
+            match self.due(due_after, wanted).await {
+                Ok(true) => match self.once().await {
+                    Ok(_) => wanted = false,
+                    // It stays wanted: what the other one has read may be older than the wish.
+                    Err(CompareError::Elsewhere) => {}
+                    Err(error) => {
                         warn!("the comparison with Stripe goes on later: {error}");
                         tokio::time::sleep(PAUSE).await;
                         continue;
                     }
-                }
+                },
                 Ok(false) => {}
-                Err(error) => warn!("whether a comparison with Stripe is due could not be read: {error}"),
+                Err(error) => {
+                    warn!("whether a comparison with Stripe is due could not be read: {error}");
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
             }
+            due_after = every;
             // A time-out means that nobody wants one.
-            wanted = tokio::time::timeout(LOOK_EVERY, self.wanted.notified()).await.is_ok();
+            wanted |= tokio::time::timeout(LOOK_EVERY, self.wanted.notified()).await.is_ok();
         }
     }
 
     async fn due(&self, every: TimeDelta, wanted: bool) -> Result<bool, StoreError> {
-        let last = reconciliation::last(&mut *self.asker.store.reader().await?).await?;
+        let last = reconciliation::last(&mut self.asker.store.reader().await?).await?;
         let now = (self.asker.clock)();
         Ok(wanted || last.is_none_or(|run| run.finished_at.is_none() || run.started_at + every <= now))
     }
 
     /// One whole run, from where the last one stopped.
-    pub async fn once(&self) -> Result<Run, AskError> {
+    pub async fn once(&self) -> Result<Run, CompareError> {
         let mut comparison = self.begin(Mode::Mend).await?;
         while comparison.run.phase != Phase::Done {
             self.step(&mut comparison).await?;
         }
+        let mut tx = self.asker.store.begin_aside().await?;
+        leases::leave(tx.connection()?, LEASE, &self.holder).await?;
+        tx.commit().await?;
         let Run { checked, drifted, missed_events, .. } = comparison.run;
         info!(
             checked,
@@ -111,8 +154,14 @@ impl Reconciler {
     }
 
     /// The run that was not finished, else a new one. A dry run is always new.
-    pub async fn begin(&self, mode: Mode) -> Result<Comparison, StoreError> {
-        let last = reconciliation::last(&mut *self.asker.store.reader().await?).await?;
+    pub async fn begin(&self, mode: Mode) -> Result<Comparison, CompareError> {
+        if mode == Mode::Mend {
+            // Before it is read how far the last one came: nobody else goes on with it from here.
+            let mut tx = self.asker.store.begin_aside().await?;
+            self.hold(tx.connection()?).await?;
+            tx.commit().await?;
+        }
+        let last = reconciliation::last(&mut self.asker.store.reader().await?).await?;
         let now = (self.asker.clock)();
         let run = match last {
             Some(run) if run.finished_at.is_none() && mode == Mode::Mend => run,
@@ -132,8 +181,14 @@ impl Reconciler {
         Ok(Comparison { run, mode, met: HashSet::new(), differing: HashSet::new() })
     }
 
+    /// Renews the lease. What is written in the same transaction is written only while it is held.
+    async fn hold(&self, db: &mut Connection) -> Result<(), CompareError> {
+        let now = (self.asker.clock)();
+        if leases::take(db, LEASE, &self.holder, now, now + LEASE_LASTS).await? { Ok(()) } else { Err(CompareError::Elsewhere) }
+    }
+
     /// One page.
-    pub async fn step(&self, comparison: &mut Comparison) -> Result<(), AskError> {
+    pub async fn step(&self, comparison: &mut Comparison) -> Result<(), CompareError> {
         let now = (self.asker.clock)();
         let place = comparison.run.place.clone();
         match comparison.run.phase {
@@ -158,7 +213,7 @@ impl Reconciler {
         comparison: &mut Comparison,
         page: Page<RemoteSubscription>,
         now: DateTime<Utc>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<(), CompareError> {
         let mut tx = self.asker.store.begin().await?;
         let db = tx.connection()?;
         let mut asked = HashSet::new();
@@ -174,11 +229,11 @@ impl Reconciler {
         }
         comparison.run.checked += i64::try_from(page.items.len()).unwrap_or_default();
         comparison.go_on(page.next, now);
-        comparison.save(db).await?;
-        tx.commit().await
+        self.save(comparison, db).await?;
+        Ok(tx.commit().await?)
     }
 
-    async fn customers(&self, comparison: &mut Comparison, page: Page<RemoteCustomer>, now: DateTime<Utc>) -> Result<(), StoreError> {
+    async fn customers(&self, comparison: &mut Comparison, page: Page<RemoteCustomer>, now: DateTime<Utc>) -> Result<(), CompareError> {
         let mut tx = self.asker.store.begin().await?;
         let db = tx.connection()?;
         for shown in &page.items {
@@ -191,12 +246,22 @@ impl Reconciler {
         }
         comparison.run.checked += i64::try_from(page.items.len()).unwrap_or_default();
         comparison.go_on(page.next, now);
-        comparison.save(db).await?;
-        tx.commit().await
+        self.save(comparison, db).await?;
+        Ok(tx.commit().await?)
+    }
+
+    async fn save(&self, comparison: &Comparison, db: &mut Connection) -> Result<(), CompareError> {
+        match comparison.mode {
+            Mode::Mend => {
+                self.hold(db).await?;
+                Ok(reconciliation::save(db, &comparison.run).await?)
+            }
+            Mode::DryRun => Ok(()),
+        }
     }
 
     /// Those with a running subscription that none of Stripe's lists had.
-    async fn ours(&self, comparison: &mut Comparison, now: DateTime<Utc>) -> Result<(), StoreError> {
+    async fn ours(&self, comparison: &mut Comparison, now: DateTime<Utc>) -> Result<(), CompareError> {
         let mut tx = self.asker.store.begin().await?;
         let db = tx.connection()?;
         let after = comparison.run.place.clone().unwrap_or_default();
@@ -210,12 +275,12 @@ impl Reconciler {
             }
         }
         comparison.go_on(next, now);
-        comparison.save(db).await?;
-        tx.commit().await
+        self.save(comparison, db).await?;
+        Ok(tx.commit().await?)
     }
 
     /// Events that never came are taken as if they came now.
-    async fn events(&self, comparison: &mut Comparison, now: DateTime<Utc>) -> Result<(), AskError> {
+    async fn events(&self, comparison: &mut Comparison, now: DateTime<Utc>) -> Result<(), CompareError> {
         let next = match comparison.run.events_since {
             None => None,
             Some(since) => {
@@ -223,7 +288,7 @@ impl Reconciler {
                 let read = page.items.iter().filter_map(|raw| Some((Event::from_json(raw.get().as_bytes(), now).ok()?, raw)));
                 let ours: Vec<_> = read.filter(|(event, _)| EVENTS.contains(&event.kind.as_str())).collect();
                 let ids: Vec<&str> = ours.iter().map(|(event, _)| event.id.as_str()).collect();
-                let known = inbox::known(&mut *self.asker.store.reader().await?, &ids).await?;
+                let known = inbox::known(&mut self.asker.store.reader().await?, &ids).await?;
                 // The oldest first, as they happened.
                 for (event, raw) in ours.iter().rev().filter(|(event, _)| !known.contains(&event.id)) {
                     comparison.run.missed_events += 1;
@@ -236,7 +301,7 @@ impl Reconciler {
         };
         comparison.go_on(next, now);
         let mut tx = self.asker.store.begin().await?;
-        comparison.save(tx.connection()?).await?;
+        self.save(comparison, tx.connection()?).await?;
         tx.commit().await?;
         Ok(())
     }
@@ -280,13 +345,6 @@ impl Comparison {
         self.run.place = next;
         if self.run.phase == Phase::Done {
             self.run.finished_at = Some(now);
-        }
-    }
-
-    async fn save(&self, db: &mut Connection) -> Result<(), StoreError> {
-        match self.mode {
-            Mode::Mend => reconciliation::save(db, &self.run).await,
-            Mode::DryRun => Ok(()),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The real server on a real database, with the clock in the test's hand.
 
 use std::net::SocketAddr;
+use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
@@ -11,19 +12,23 @@ use spendgate::cli::Machine;
 use spendgate::cli::serve::Server;
 use spendgate::config::{AdminKey, Config, StripeConfig};
 use spendgate::domain::tiers_file;
+use spendgate::store::Address;
 use spendgate::stripe::signature::Secret;
 use spendgate::sync::asking::Asker;
 use spendgate::sync::reconcile::Reconciler;
 use tempfile::TempDir;
 
-/// Where every promise is tested. A second database only adds a line.
-#[derive(Clone, Copy, Debug)]
+use crate::postgres;
+
+/// Where every promise is tested.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Database {
     Sqlite,
+    Postgres,
 }
 
 impl Database {
-    pub const ALL: [Self; 1] = [Self::Sqlite];
+    pub const ALL: [Self; 2] = [Self::Sqlite, Self::Postgres];
 }
 
 /// A Monday, in the middle of the day and of the month.
@@ -41,6 +46,8 @@ pub struct TestApp {
     clock: Arc<Mutex<DateTime<Utc>>>,
     pub client: reqwest::Client,
     pub folder: TempDir,
+    /// Whether the database goes with it.
+    owns: bool,
 }
 
 /// An answer, read.
@@ -84,27 +91,56 @@ pub async fn on_each_database(tiers: &str, test: impl AsyncFn(&mut TestApp)) {
     }
 }
 
+/// Another node: the database is not its own.
+pub struct Node(TestApp);
+
+impl Deref for Node {
+    type Target = TestApp;
+
+    fn deref(&self) -> &TestApp {
+        &self.0
+    }
+}
+
+impl DerefMut for Node {
+    fn deref_mut(&mut self) -> &mut TestApp {
+        &mut self.0
+    }
+}
+
+impl Drop for TestApp {
+    fn drop(&mut self) {
+        // A test that failed leaves it to be looked at, until the server stops.
+        if !std::thread::panicking() && self.owns {
+            self.server = None;
+            postgres::drop_database(&self.config.database);
+        }
+    }
+}
+
 impl TestApp {
     pub async fn start(database: Database, tiers: &str, change: impl Fn(Config) -> Config) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let file = match database {
-            Database::Sqlite => folder.path().join("test.db"),
+        let database = match database {
+            Database::Sqlite => Address::Sqlite(folder.path().join("test.db")),
+            Database::Postgres => postgres::fresh_database(folder.path()),
         };
         let config = change(Config {
             listen_addr: SocketAddr::from(([127, 0, 0, 1], 0)),
             data_dir: folder.path().to_owned(),
-            database: file,
+            database,
             tiers_file: None,
             webhook_secrets: vec![Secret::new(WEBHOOK_SECRET).unwrap()],
             stripe: StripeConfig { api_base: "https://stripe.invalid".to_owned(), reconcile_every: None, ..StripeConfig::default() },
             retention_days: None,
+            max_staleness: TimeDelta::zero(),
             admin_api_key: Some(AdminKey(ADMIN_KEY.to_owned())),
             public_url: Some("https://spend.example.com".to_owned()),
             return_url: None,
         });
         let clock = Arc::new(Mutex::new(NOON.parse().unwrap()));
         let client = Self::client();
-        let mut app = Self { server: None, config, tiers: tiers.to_owned(), clock, client, folder };
+        let mut app = Self { server: None, config, tiers: tiers.to_owned(), clock, client, folder, owns: true };
         app.open().await;
         app
     }
@@ -120,6 +156,30 @@ impl TestApp {
         let machine = Machine { clock: Arc::new(move || *clock.lock().unwrap()), random: || Ok([7; 32]), environment: |_| None };
         let catalogue = tiers_file::read(&self.tiers).unwrap_or_else(|problems| panic!("{problems:?}"));
         self.server = Some(Server::start(&self.config, catalogue, &machine).await.unwrap());
+    }
+
+    /// Another node on the same database, with the same clock.
+    pub async fn node(&self, change: impl Fn(Config) -> Config) -> Node {
+        let folder = tempfile::tempdir().unwrap();
+        let config = change(self.config.clone());
+        Node(
+            Self {
+                server: None,
+                config,
+                tiers: self.tiers.clone(),
+                clock: self.clock.clone(),
+                client: Self::client(),
+                folder,
+                owns: false,
+            }
+            .opened()
+            .await,
+        )
+    }
+
+    async fn opened(mut self) -> Self {
+        self.open().await;
+        self
     }
 
     pub async fn stop(&mut self) {
@@ -179,14 +239,49 @@ impl TestApp {
         format!("http://{}{path}", self.address())
     }
 
-    pub fn database(&self) -> PathBuf {
+    pub fn database(&self) -> Address {
         self.config.database.clone()
+    }
+
+    /// SQLite's file.
+    pub fn file(&self) -> PathBuf {
+        self.config.database.file().expect("it is SQLite").to_owned()
+    }
+
+    /// Statements of somebody else, whatever the service thinks.
+    pub async fn execute(&self, statements: &str) {
+        if self.is_postgres() {
+            drop(postgres::sql(&self.config.database, statements));
+            return;
+        }
+        let pool = self.sqlite(self.file()).await;
+        sqlx::raw_sql(sqlx::AssertSqlSafe(statements)).execute(&pool).await.unwrap();
+        pool.close().await;
+    }
+
+    /// A column of text, as somebody else reads it.
+    pub async fn column(&self, query: &str) -> Vec<String> {
+        if self.is_postgres() {
+            return postgres::sql(&self.config.database, query).lines().map(str::to_owned).collect();
+        }
+        let pool = self.sqlite(self.file()).await;
+        let rows = sqlx::query_scalar(sqlx::AssertSqlSafe(query)).fetch_all(&pool).await.unwrap();
+        pool.close().await;
+        rows
+    }
+
+    pub async fn sqlite(&self, file: PathBuf) -> sqlx::SqlitePool {
+        sqlx::SqlitePool::connect_with(sqlx::sqlite::SqliteConnectOptions::new().filename(file)).await.unwrap()
+    }
+
+    pub fn is_postgres(&self) -> bool {
+        self.config.database.file().is_none()
     }
 
     /// What `spendgate verify` says, in a process of its own beside the service. Its exit code agrees with what it says.
     pub fn verify(&self) -> String {
         let mut verify = Command::new(env!("CARGO_BIN_EXE_spendgate"));
-        verify.arg("verify").env("DATABASE_URL", format!("sqlite:{}", self.database().display())).current_dir(self.folder.path());
+        verify.arg("verify").env("DATABASE_URL", self.database().url()).current_dir(self.folder.path());
         let output = verify.output().unwrap();
         let told = String::from_utf8(output.stdout).unwrap();
         assert_eq!(output.status.success(), told.contains(" 0 disagreements"), "{told}");

@@ -42,7 +42,7 @@ fn keys(app: &TestApp, args: &[&str]) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_spendgate"))
         .arg("keys")
         .args(args)
-        .env("DATABASE_URL", format!("sqlite:{}", app.database().display()))
+        .env("DATABASE_URL", app.database().url())
         .current_dir(app.folder.path())
         .output()
         .unwrap();

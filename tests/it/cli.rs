@@ -136,7 +136,7 @@ async fn replay_posts_files_and_folders_as_stripe_would() {
 async fn status_shows_a_user_beside_the_running_service_and_ends_with_3_when_blocked() {
     on_each_database(TIERS, async |app| {
         app.set_clock(&chrono::Utc::now().to_rfc3339());
-        let database = format!("sqlite:{}", app.database().display());
+        let database = app.database().url();
         let status = |user: &str| run(app.folder.path(), &["status", user], &[("DATABASE_URL", &database)]);
         let (code, out, err) = status("u");
         assert_eq!(code, 0, "{out}{err}");

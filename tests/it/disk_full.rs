@@ -6,6 +6,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 use spendgate::config::Config;
+use spendgate::store::Address;
 use tempfile::TempDir;
 
 use crate::app::{Database, TIERS, TestApp};
@@ -46,7 +47,7 @@ async fn a_full_disk_refuses_and_loses_nothing() {
     let Some(disk) = SmallDisk::mount() else { return };
     let filler = disk.path().join("filler");
     fs::write(&filler, vec![0; 1_500_000]).unwrap();
-    let on_disk = |config: Config| Config { database: disk.path().join("test.db"), ..config };
+    let on_disk = |config: Config| Config { database: Address::Sqlite(disk.path().join("test.db")), ..config };
     let mut app = TestApp::start(Database::Sqlite, TIERS, on_disk).await;
     let mut acknowledged = Vec::new();
     // The control: a disk of three megabytes must be full before a thousand batches are on it, or nothing was tested.

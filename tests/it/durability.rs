@@ -2,7 +2,7 @@
 
 use chrono::DateTime;
 use spendgate::domain::user::UserId;
-use spendgate::store::{Store, accounts};
+use spendgate::store::{Address, Backend, Store, accounts};
 
 use crate::app::{TIERS, TestApp, on_each_database};
 
@@ -10,7 +10,8 @@ use crate::app::{TIERS, TestApp, on_each_database};
 async fn a_transaction_that_is_not_committed_leaves_nothing_and_the_next_one_is_whole() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("test.db");
-    let store = Store::open(&path).await.unwrap();
+    let address = Address::Sqlite(path);
+    let store = Store::open(&address).await.unwrap();
     let user = |name: &str| UserId::parse(name).unwrap();
     for round in 0..3 {
         let lost = user(&format!("lost-{round}"));
@@ -18,7 +19,8 @@ async fn a_transaction_that_is_not_committed_leaves_nothing_and_the_next_one_is_
         accounts::meet(tx.connection().unwrap(), &lost, DateTime::UNIX_EPOCH).await.unwrap();
         if round == 1 {
             // As after SQLITE_FULL: the database has rolled back by itself, and nobody told the pool.
-            sqlx::query("ROLLBACK").execute(tx.connection().unwrap()).await.unwrap();
+            let Backend::Sqlite(connection) = tx.connection().unwrap() else { unreachable!("it is SQLite") };
+            sqlx::query("ROLLBACK").execute(&mut **connection).await.unwrap();
         }
         drop(tx);
         let kept = user(&format!("kept-{round}"));
@@ -26,7 +28,7 @@ async fn a_transaction_that_is_not_committed_leaves_nothing_and_the_next_one_is_
         accounts::meet(tx.connection().unwrap(), &kept, DateTime::UNIX_EPOCH).await.unwrap();
         tx.commit().await.unwrap();
         // Another process sees what was acknowledged, and only that.
-        let other = Store::open(&path).await.unwrap();
+        let other = Store::open(&address).await.unwrap();
         let found = accounts::users(&mut other.reader().await.unwrap(), &[lost.clone(), kept.clone()]).await.unwrap();
         assert!(found.contains_key(&kept) && !found.contains_key(&lost), "round {round}");
         other.close().await;
@@ -49,18 +51,26 @@ async fn everything_acknowledged_is_there_after_a_stop_and_all_is_counted_once()
 }
 
 async fn rename(app: &TestApp, tables: &[&str], away: bool) {
-    let pool = sqlx::SqlitePool::connect_with(sqlx::sqlite::SqliteConnectOptions::new().filename(app.database())).await.unwrap();
     for table in tables {
         let (from, to) = if away { ((*table).to_owned(), format!("{table}_away")) } else { (format!("{table}_away"), (*table).to_owned()) };
-        sqlx::query(sqlx::AssertSqlSafe(format!("ALTER TABLE {from} RENAME TO {to}"))).execute(&pool).await.unwrap();
+        app.execute(&format!("ALTER TABLE {from} RENAME TO {to}")).await;
     }
-    pool.close().await;
 }
 
 /// Lets every write fail while reads go on, as a full disk does.
 async fn refuse_writes(app: &TestApp, refuse: bool) {
-    let journal = app.database().with_extension("journal.db");
-    let pool = sqlx::SqlitePool::connect_with(sqlx::sqlite::SqliteConnectOptions::new().filename(journal)).await.unwrap();
+    if app.is_postgres() {
+        let refusal = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS \
+            $$ BEGIN RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = '53100'; END $$";
+        let on =
+            |table: &str| format!("CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON {table} FOR EACH STATEMENT EXECUTE FUNCTION refuse()");
+        match refuse {
+            true => app.execute(&format!("{refusal}; {}; {}", on("usage"), on("probe"))).await,
+            false => app.execute("DROP FUNCTION refuse CASCADE").await,
+        }
+        return;
+    }
+    let pool = app.sqlite(app.file().with_extension("journal.db")).await;
     for (table, when) in [("journal", "INSERT"), ("probe", "INSERT"), ("probe", "UPDATE")] {
         let name = format!("refuse_{table}_{when}");
         let sql = match refuse {

@@ -302,12 +302,9 @@ async fn a_correction_takes_back_what_is_booked_and_is_audited() {
         for body in [correct("e", 0.0), correct("e", -0.01), json!({"id": "e", "user_id": "u", "amount": 0.01, "time": "2026-01-12T09:00:00Z"})] {
             assert_eq!(app.post("/v1/corrections", body).await.status, 422);
         }
-        let pool = sqlx::SqlitePool::connect_with(sqlx::sqlite::SqliteConnectOptions::new().filename(app.database())).await.unwrap();
-        let reasons: Vec<String> = sqlx::query_scalar("SELECT reason FROM audit").fetch_all(&pool).await.unwrap();
-        assert_eq!(reasons, ["double billing"]);
+        assert_eq!(app.column("SELECT reason FROM audit").await, ["double billing"]);
         assert!(app.verify().contains(" 0 disagreements"));
-        sqlx::query("UPDATE users SET spent = spent + 1").execute(&pool).await.unwrap();
-        sqlx::query("DELETE FROM usage WHERE kind = 'correction'").execute(&pool).await.unwrap();
+        app.execute("UPDATE users SET spent = spent + 1; DELETE FROM usage WHERE kind = 'correction'").await;
         let told = app.verify();
         assert!(told.contains("lifetime spend of user u: the counter says 60000001 in 2 entries, its rows make 100000000 in 1 entries"), "{told}");
     })

@@ -8,7 +8,7 @@ const LINES_MAX: usize = 500;
 /// Room → the rooms that it may use. `main` and `cli` may use all.
 const DOORS: [(&str, &[&str]); 11] = [
     ("lib", &[]),
-    ("config", &["stripe"]),
+    ("config", &["store", "stripe"]),
     ("domain", &[]),
     ("stripe", &["domain"]),
     ("store", &["domain"]),

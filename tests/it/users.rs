@@ -77,19 +77,12 @@ async fn every_change_by_hand_is_in_the_audit_table() {
         app.put("/v1/users/u", json!({"tier": "pro", "reason": "beta"})).await.ok();
         app.put("/v1/users/u", json!({"tier": null, "stripe_customer": "cus_x", "reason": "over"})).await.ok();
         app.put("/v1/users/u", json!({"tier": "no-such", "reason": "x"})).await.problem(422, "invalid_field");
-        let database = app.database();
-        let query = "SELECT key_id, user_id, change, reason FROM audit ORDER BY seq";
-        let rows: Vec<(String, String, String, Option<String>)> = {
-            let options = sqlx::sqlite::SqliteConnectOptions::new().filename(database).read_only(true);
-            let pool = sqlx::SqlitePool::connect_with(options).await.unwrap();
-            sqlx::query_as(query).fetch_all(&pool).await.unwrap()
-        };
-        let changes: Vec<Value> = rows.iter().map(|row| serde_json::from_str(&row.2).unwrap()).collect();
-        assert_eq!(rows.len(), 2);
-        assert!(rows.iter().all(|row| row.0 == "environment" && row.1 == "u"));
+        let column = async |name: &str| app.column(&format!("SELECT {name} FROM audit ORDER BY seq")).await;
+        let changes: Vec<Value> = column("change").await.iter().map(|change| serde_json::from_str(change).unwrap()).collect();
+        assert_eq!((column("key_id").await, column("user_id").await), (vec!["environment".to_owned(); 2], vec!["u".to_owned(); 2]));
         assert_eq!(changes[0]["tier"], json!({"from": null, "to": {"tier": "pro", "ends_at": null}}));
         assert_eq!(changes[1]["stripe_customer"], json!({"from": null, "to": "cus_x"}));
-        assert_eq!(rows[1].3.as_deref(), Some("over"));
+        assert_eq!(column("reason").await[1], "over");
     })
     .await;
 }

@@ -2,6 +2,7 @@
 
 use chrono::TimeDelta;
 use serde_json::{Value, json};
+use spendgate::store::Store;
 use spendgate::stripe::key::ApiKey;
 use spendgate::stripe::signature::Secret;
 
@@ -242,9 +243,8 @@ async fn an_event_whose_sender_goes_away_is_applied_to_its_end_and_seen_by_the_n
         app.apply(created).await;
         assert_eq!(tier(app, "u").await, "free");
         // Another process writes, so the event waits for its turn while its sender hangs up.
-        let options = sqlx::sqlite::SqliteConnectOptions::new().filename(app.database());
-        let mut other = sqlx::ConnectOptions::connect(&options).await.unwrap();
-        sqlx::query("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
+        let store = Store::open(&app.database()).await.unwrap();
+        let other = store.begin().await.unwrap();
         let body = subscribed.to_string();
         let signature = Secret::new(WEBHOOK_SECRET).unwrap().sign(body.as_bytes(), app.now());
         let length = body.len();
@@ -258,7 +258,7 @@ async fn an_event_whose_sender_goes_away_is_applied_to_its_end_and_seen_by_the_n
         assert!(others().await.iter().all(|tier| tier == "free"));
         drop(sender);
         assert!(others().await.iter().all(|tier| tier == "free"));
-        sqlx::query("ROLLBACK").execute(&mut other).await.unwrap();
+        drop(other);
         let seen = async {
             while tier(app, "u").await != "pro" {
                 tokio::task::yield_now().await;

@@ -1,0 +1,313 @@
+//! The ledger of a database that many nodes write. What memory holds is only believed at the version that the database names: that
+//! costs one question, which all checks that wait share; and where `MAX_STALENESS_MS` allows it, none for as long.
+
+mod news;
+mod reader;
+mod writer;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{JoinHandle, JoinSet};
+
+use super::health::Health;
+use super::memory::Memory;
+use super::{Clock, Request, retention};
+use crate::domain::book::{Book, OpenHold, SpentByDay, days_of_calendar};
+use crate::domain::catalogue::Catalogue;
+use crate::domain::ledger::Payer;
+use crate::domain::money::Money;
+use crate::domain::period::Period;
+use crate::domain::user::{AccountId, UserId};
+use crate::store::batch::{self, RowVersion, UserVersion};
+use crate::store::postgres::Cluster;
+use crate::store::{Connection, Store, StoreError};
+use news::News;
+
+/// While one batch waits for its commit the next one is gathered and judged.
+const WRITERS: usize = 2;
+/// While one looks something up the other answers those whose users are known.
+const READERS: usize = 2;
+/// Checks that wait for a reader; beyond, the store counts as one that does not answer.
+const ASKS_MAX: usize = 4096;
+/// How long a check waits.
+const DEADLINE: Duration = Duration::from_secs(5);
+/// When a sum stops being held: never, since it is read anew before it is used.
+const LONG: TimeDelta = TimeDelta::days(365);
+
+/// Something as the database had it.
+#[derive(Clone, Debug)]
+struct Known<V, T> {
+    version: V,
+    /// The database was asked no earlier.
+    as_of: DateTime<Utc>,
+    value: Arc<T>,
+}
+
+type KnownUsers = Memory<UserId, Known<UserVersion, Payer>>;
+type KnownAccounts = Memory<AccountId, Known<RowVersion, Book>>;
+
+/// What a node knows.
+#[derive(Debug)]
+pub struct Shared {
+    store: Store,
+    cluster: Cluster,
+    catalogue: Arc<Catalogue>,
+    clock: Clock_,
+    users: KnownUsers,
+    accounts: KnownAccounts,
+    all: Mutex<Option<(DateTime<Utc>, Arc<Book>)>>,
+    pub health: Health,
+    max_staleness: TimeDelta,
+    /// Batches that were done again, since another node was in the way.
+    retries: AtomicU64,
+    news: News,
+}
+
+/// A clock that shows nothing.
+#[derive(Clone)]
+struct Clock_(Clock);
+
+impl std::fmt::Debug for Clock_ {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Clock")
+    }
+}
+
+/// A user as he stands, with what his account and all together have spent where that counts.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    pub payer: Arc<Payer>,
+    pub pool: Option<Arc<Book>>,
+    pub all: Option<Arc<Book>>,
+    /// The moment at which he is to be judged.
+    pub now: DateTime<Utc>,
+}
+
+/// Somebody who waits to see users.
+struct Ask {
+    users: Vec<UserId>,
+    answer: oneshot::Sender<Result<Vec<Seen>, Arc<StoreError>>>,
+}
+
+/// How checks ask.
+#[derive(Debug)]
+pub struct Reading {
+    pub shared: Arc<Shared>,
+    asks: mpsc::Sender<Ask>,
+}
+
+/// What a node is told to do.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Settings {
+    /// How old what a check is answered by may be.
+    pub max_staleness: TimeDelta,
+    /// How long rows are kept; `None` is for ever.
+    pub keep: Option<TimeDelta>,
+}
+
+/// Starts the tasks that read and write. They end when the reading is dropped and nobody can write any more.
+pub async fn start(
+    store: Store,
+    cluster: Cluster,
+    catalogue: Arc<Catalogue>,
+    clock: Clock,
+    settings: Settings,
+    waiting: mpsc::Receiver<Request>,
+) -> Result<(Reading, JoinHandle<()>), StoreError> {
+    let (asks, asked) = mpsc::channel(ASKS_MAX);
+    let (news, telling) = News::new(settings.max_staleness);
+    let shared = Arc::new(Shared {
+        store: store.clone(),
+        cluster,
+        catalogue,
+        clock: Clock_(clock.clone()),
+        users: Memory::default(),
+        accounts: Memory::default(),
+        all: Mutex::default(),
+        health: Health::default(),
+        max_staleness: settings.max_staleness,
+        retries: AtomicU64::new(0),
+        news,
+    });
+    let (waiting, asked) = (Arc::new(tokio::sync::Mutex::new(waiting)), Arc::new(tokio::sync::Mutex::new(asked)));
+    let mut tasks = JoinSet::new();
+    for _ in 0..WRITERS {
+        tasks.spawn(writer::run(shared.clone(), waiting.clone()));
+    }
+    for _ in 0..READERS {
+        tasks.spawn(reader::run(shared.clone(), asked.clone()));
+    }
+    let mut aside = JoinSet::new();
+    if let Some(telling) = telling {
+        aside.spawn(news::tell(shared.clone(), telling));
+        aside.spawn(news::listen(shared.clone()));
+    }
+    if let Some(keep) = settings.keep {
+        aside.spawn(retention::run(store, keep, clock));
+    }
+    let ended = tokio::spawn(async move {
+        while tasks.join_next().await.is_some() {}
+        aside.shutdown().await;
+    });
+    Ok((Reading { shared, asks }, ended))
+}
+
+impl Reading {
+    /// Users as they stand at `now` or later, in the order asked.
+    pub async fn see(&self, users: &[UserId], now: DateTime<Utc>) -> Result<Vec<Seen>, StoreError> {
+        if let Some(seen) = self.shared.recent(users, now) {
+            return Ok(seen);
+        }
+        let (answer, answered) = oneshot::channel();
+        self.asks.try_send(Ask { users: users.to_vec(), answer }).map_err(|_| StoreError::late())?;
+        match tokio::time::timeout(DEADLINE, answered).await {
+            Ok(Ok(Ok(seen))) => Ok(seen),
+            Ok(Ok(Err(error))) => Err(Arc::try_unwrap(error).unwrap_or_else(|error| StoreError::like(&error))),
+            Ok(Err(_)) | Err(_) => Err(StoreError::late()),
+        }
+    }
+}
+
+impl Shared {
+    fn now(&self) -> DateTime<Utc> {
+        (self.clock.0)()
+    }
+
+    /// How often a batch was done again.
+    pub fn retries(&self) -> u64 {
+        self.retries.load(Ordering::Relaxed)
+    }
+
+    /// A user's record was changed here: other nodes are told, where they keep anything.
+    pub fn forget(&self, user: &UserId) {
+        self.users.forget(user);
+        self.news.user(user);
+    }
+
+    /// Something changed, and nobody knows what.
+    pub fn forget_all(&self) {
+        self.forget_what_is_kept();
+        self.news.all();
+    }
+
+    fn forget_what_is_kept(&self) {
+        self.users.forget_all();
+        self.accounts.forget_all();
+        *self.all.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn is_recent(&self, as_of: DateTime<Utc>, now: DateTime<Utc>) -> bool {
+        as_of <= now && now - as_of < self.max_staleness
+    }
+
+    /// What memory says of all of `users`, where it is as fresh as it has to be.
+    fn recent(&self, users: &[UserId], now: DateTime<Utc>) -> Option<Vec<Seen>> {
+        if self.max_staleness <= TimeDelta::zero() {
+            return None;
+        }
+        let all = match &self.catalogue.global {
+            None => None,
+            Some(limits) => {
+                let known = self.all.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                let (_, book) = known.filter(|(as_of, _)| self.is_recent(*as_of, now))?;
+                book.budgets(limits, 1, None, now)?;
+                Some(book)
+            }
+        };
+        let see = |user: &UserId| {
+            let known = self.users.get(user).filter(|known| self.is_recent(known.as_of, now))?;
+            let standing = known.value.profile.standing(&self.catalogue, now);
+            let pool = match known.value.pool(&standing) {
+                None => None,
+                Some(account) => Some(self.accounts.get(account).filter(|pool| self.is_recent(pool.as_of, now))?.value.clone()),
+            };
+            known.value.budgets(pool.as_deref(), &standing, now)?;
+            Some(Seen { payer: known.value.clone(), pool, all: all.clone(), now })
+        };
+        users.iter().map(see).collect()
+    }
+
+    /// A user at this version, where memory has him and counts the windows that are open at `now`.
+    fn known(&self, user: &UserId, version: UserVersion, now: DateTime<Utc>) -> Option<Arc<Payer>> {
+        let known = self.users.get(user).filter(|known| known.version == version)?;
+        let standing = known.value.profile.standing(&self.catalogue, now);
+        known.value.budgets(None, &standing, now).map(|_| known.value.clone())
+    }
+
+    fn keep_user(&self, user: &UserId, version: UserVersion, as_of: DateTime<Utc>, value: Arc<Payer>) {
+        self.users.put(user.clone(), Arc::new(Known { version, as_of, value }));
+    }
+
+    /// An account at this version, where memory has it and counts the windows that these users need at `now`.
+    fn known_account(&self, account: &AccountId, version: RowVersion, members: &[&Payer], now: DateTime<Utc>) -> Option<Arc<Book>> {
+        let known = self.accounts.get(account).filter(|known| known.version == version)?;
+        let counts = |payer: &&Payer| payer.budgets(Some(&known.value), &payer.profile.standing(&self.catalogue, now), now).is_some();
+        members.iter().all(counts).then(|| known.value.clone())
+    }
+
+    fn keep_account(&self, account: &AccountId, version: RowVersion, as_of: DateTime<Utc>, value: Arc<Book>) {
+        self.accounts.put(account.clone(), Arc::new(Known { version, as_of, value }));
+    }
+
+    /// All users together. Of holds there is the sum only; `named` are those that may end in a moment, and stand by themselves.
+    async fn read_all(&self, db: &mut Connection, named: Vec<OpenHold>, now: DateTime<Utc>) -> Result<Book, StoreError> {
+        let totals = self.catalogue.global.as_ref().is_some_and(|limits| limits.limits.contains_key(&Period::Total));
+        let first = if totals { i64::MIN } else { days_of_calendar(now).0 };
+        let (days, held) = batch::all(db, first, now).await?;
+        let total = days.values().fold(Money::ZERO, |sum, spent| sum.saturating_add(*spent));
+        let by_name: i128 = named.iter().map(|hold| i128::from(hold.amount.nanos())).sum();
+        let rest = OpenHold { id: "".into(), amount: held.less(by_name), expires_at: now + LONG };
+        Ok(Book::new(now, &days, total, named.into_iter().chain([rest])))
+    }
+
+    /// A user of whom the database knows nothing.
+    fn unknown(&self, now: DateTime<Utc>) -> Payer {
+        let mut book = Book::new(now, &SpentByDay::new(), Money::ZERO, []);
+        if self.catalogue.uses(Period::Billing) {
+            book.count_billing(Period::Billing.window(now, None), Money::ZERO);
+        }
+        Payer { profile: Arc::<crate::domain::user::Profile>::default(), exists: false, entries: 0, book }
+    }
+}
+
+/// The connection that a task keeps: a pool would ask it whether it is well each time.
+#[derive(Debug, Default)]
+struct Kept(Option<(u64, Connection)>);
+
+impl Kept {
+    /// Takes it out, so that a failure leaves none behind whose state nobody knows; a new one where another server is used now.
+    async fn take(&mut self, shared: &Shared) -> Result<Connection, StoreError> {
+        let generation = shared.cluster.generation();
+        match self.0.take().filter(|(of, _)| *of == generation) {
+            Some((_, connection)) => Ok(connection),
+            None => shared.store.reader().await,
+        }
+    }
+
+    fn give_back(&mut self, shared: &Shared, connection: Connection) {
+        self.0 = Some((shared.cluster.generation(), connection));
+    }
+}
+
+/// Users by their ids, each once.
+fn distinct(users: impl IntoIterator<Item = UserId>) -> Vec<UserId> {
+    let mut users: Vec<UserId> = users.into_iter().collect::<std::collections::HashSet<_>>().into_iter().collect();
+    users.sort_unstable();
+    users
+}
+
+/// The members of each account.
+fn members<'p>(payers: impl Iterator<Item = &'p Payer>) -> HashMap<&'p AccountId, Vec<&'p Payer>> {
+    let mut members: HashMap<&AccountId, Vec<&Payer>> = HashMap::new();
+    for payer in payers {
+        if let Some(account) = &payer.profile.account {
+            members.entry(account).or_default().push(payer);
+        }
+    }
+    members
+}

@@ -1,0 +1,161 @@
+//! Looks users up for all checks that wait, in one question.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use tokio::sync::{Mutex, mpsc};
+
+use super::{Ask, Kept, Seen, Shared, distinct, members};
+use crate::domain::book::Book;
+use crate::domain::ledger::Payer;
+use crate::domain::user::{AccountId, UserId};
+use crate::meter::load;
+use crate::store::batch::{self, RowVersion};
+use crate::store::{Connection, StoreError};
+
+/// Users in one question; more only lengthen the slowest answer.
+const USERS_MAX: usize = 2048;
+/// A database that takes longer does not answer.
+const TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Answers until nobody can ask any more.
+pub async fn run(shared: Arc<Shared>, waiting: Arc<Mutex<mpsc::Receiver<Ask>>>) {
+    let mut kept = Kept::default();
+    loop {
+        let asks = {
+            let mut waiting = waiting.lock().await;
+            let Some(first) = waiting.recv().await else { return };
+            let (mut count, mut asks) = (first.users.len(), vec![first]);
+            while count < USERS_MAX {
+                let Ok(ask) = waiting.try_recv() else { break };
+                count += ask.users.len();
+                asks.push(ask);
+            }
+            asks
+        };
+        let users = distinct(asks.iter().flat_map(|ask| ask.users.iter().cloned()));
+        let seen = match tokio::time::timeout(TIMEOUT, shared.see(&mut kept, &users)).await {
+            Ok(seen) => seen,
+            Err(_) => Err(StoreError::late()),
+        };
+        let seen = seen.map_err(Arc::new);
+        for ask in asks {
+            let of = |users: &[UserId]| match &seen {
+                Ok(seen) => users.iter().map(|user| seen.get(user).cloned().ok_or_else(|| Arc::new(StoreError::torn()))).collect(),
+                Err(error) => Err(error.clone()),
+            };
+            // A caller that went away has no use for the answer.
+            let _ = ask.answer.send(of(&ask.users));
+        }
+    }
+}
+
+impl Shared {
+    async fn see(&self, kept: &mut Kept, users: &[UserId]) -> Result<HashMap<UserId, Seen>, StoreError> {
+        let mut db = kept.take(self).await?;
+        let now = self.now();
+        let standings = batch::standings(&mut db, users).await?;
+        let mut payers: HashMap<UserId, Arc<Payer>> = HashMap::with_capacity(users.len());
+        let mut versions: HashMap<AccountId, RowVersion> = HashMap::new();
+        let mut missing = Vec::new();
+        for user in users {
+            let Some(standing) = standings.get(user) else {
+                payers.insert(user.clone(), Arc::new(self.unknown(now)));
+                continue;
+            };
+            match self.known(user, standing.version, now) {
+                Some(payer) => {
+                    if TimeDelta::zero() < self.max_staleness {
+                        self.keep_user(user, standing.version, now, payer.clone());
+                    }
+                    payers.insert(user.clone(), payer);
+                    versions.extend(standing.account.clone());
+                }
+                None => missing.push(user.clone()),
+            }
+        }
+        payers.extend(self.load(&missing, &mut versions, now).await?);
+        let pools = self.pools(&payers, &versions, now).await?;
+        let all = match &self.catalogue.global {
+            None => None,
+            Some(_) => {
+                let book = Arc::new(self.read_all(&mut db, Vec::new(), now).await?);
+                *self.all.lock().unwrap_or_else(PoisonError::into_inner) = Some((now, book.clone()));
+                Some(book)
+            }
+        };
+        kept.give_back(self, db);
+        let see = |(user, payer): (UserId, Arc<Payer>)| {
+            let standing = payer.profile.standing(&self.catalogue, now);
+            let pool = payer.pool(&standing).and_then(|account| pools.get(account)).cloned();
+            (user, Seen { payer: payer.clone(), pool, all: all.clone(), now })
+        };
+        Ok(payers.into_iter().map(see).collect())
+    }
+
+    /// Reads users whose version memory does not have. All statements see one moment, so the version goes with what is read.
+    async fn load(
+        &self,
+        users: &[UserId],
+        versions: &mut HashMap<AccountId, RowVersion>,
+        now: DateTime<Utc>,
+    ) -> Result<HashMap<UserId, Arc<Payer>>, StoreError> {
+        if users.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let mut tx = self.store.begin_read().await?;
+        let db = tx.connection()?;
+        let standings = batch::standings(db, users).await?;
+        let payers = load::payers(db, &self.catalogue, users, now).await?;
+        tx.commit().await?;
+        let keep = |(user, payer): (UserId, Payer)| {
+            let payer = Arc::new(payer);
+            if let Some(standing) = standings.get(&user) {
+                self.keep_user(&user, standing.version, now, payer.clone());
+                versions.extend(standing.account.clone());
+            }
+            (user, payer)
+        };
+        Ok(payers.into_iter().map(keep).collect())
+    }
+
+    /// The accounts whose users share their budgets.
+    async fn pools(
+        &self,
+        payers: &HashMap<UserId, Arc<Payer>>,
+        versions: &HashMap<AccountId, RowVersion>,
+        now: DateTime<Utc>,
+    ) -> Result<HashMap<AccountId, Arc<Book>>, StoreError> {
+        let sharing = |payer: &&Payer| payer.pool(&payer.profile.standing(&self.catalogue, now)).is_some();
+        let members = members(payers.values().map(|payer| &**payer).filter(sharing));
+        let mut pools = HashMap::with_capacity(members.len());
+        for (account, members) in members {
+            let known =
+                versions.get(account).and_then(|version| self.known_account(account, *version, &members, now).map(|book| (*version, book)));
+            let (version, book) = match known {
+                Some(known) => known,
+                None => self.load_account(account, &members, now).await?,
+            };
+            self.keep_account(account, version, now, book.clone());
+            pools.insert(account.clone(), book);
+        }
+        Ok(pools)
+    }
+
+    async fn load_account(
+        &self,
+        account: &AccountId,
+        members: &[&Payer],
+        now: DateTime<Utc>,
+    ) -> Result<(RowVersion, Arc<Book>), StoreError> {
+        let billing: Vec<_> = members.iter().map(|payer| payer.profile.standing(&self.catalogue, now).grant.billing).collect();
+        let mut tx = self.store.begin_read().await?;
+        let db: &mut Connection = tx.connection()?;
+        let version = batch::account_version(db, account).await?.unwrap_or_default();
+        let book = load::account(db, account, &billing, now).await?;
+        tx.commit().await?;
+        Ok((version, Arc::new(book)))
+    }
+}

@@ -1,0 +1,288 @@
+//! One batch of the ledger on Postgres: rows are locked in the order of their keys, and written in one statement.
+//!
+//! Locks are taken in one order by every node (users, accounts, the lock of all, then keys that are new), so no two batches wait for each
+//! other. What a batch believes to be new is inserted without a second thought: where another node was first, the unique key says so,
+//! and the batch is done again.
+
+use std::collections::{HashMap, HashSet};
+
+use chrono::{DateTime, Utc};
+use serde_json::json;
+use sqlx::Row as _;
+use sqlx::postgres::{PgConnection, PgRow};
+
+use super::accounts::{account_id, user_id};
+use super::ledger::{id_hash, kind_name};
+use super::{Backend, Connection, StoreError, micros};
+use crate::domain::book::SpentByDay;
+use crate::domain::changes::{Changes, sums, sums_of_accounts, sums_of_all};
+use crate::domain::money::Money;
+use crate::domain::operation::HoldEnd;
+use crate::domain::user::{AccountId, UserId};
+
+/// Which state of a row it is: the number of the transaction that wrote it. Whatever changes what a user or an account has spent or
+/// holds writes his row too, so what was read at the same version is the same.
+pub type RowVersion = i64;
+
+/// Which state of a user it is: his row, and those of the Stripe customers that may pay for him.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UserVersion {
+    row: RowVersion,
+    theirs: RowVersion,
+    his: RowVersion,
+}
+
+impl UserVersion {
+    /// What it is after a batch has written the row; `before` is `None` for one that was not there.
+    pub fn written(before: Option<&Self>, row: RowVersion) -> Self {
+        before.map_or(Self { row, theirs: 0, his: 0 }, |before| Self { row, ..*before })
+    }
+}
+
+/// A user as he stands in the database.
+#[derive(Clone, Debug)]
+pub struct Standing {
+    pub version: UserVersion,
+    pub account: Option<(AccountId, RowVersion)>,
+}
+
+macro_rules! versions {
+    ($end:literal) => {
+        concat!(
+            "SELECT users.user_id, CAST(CAST(users.xmin AS TEXT) AS BIGINT) AS version, ",
+            "COALESCE(CAST(CAST(theirs.xmin AS TEXT) AS BIGINT), 0) AS theirs, COALESCE(CAST(CAST(his.xmin AS TEXT) AS BIGINT), 0) AS his, ",
+            "accounts.account_id, COALESCE(CAST(CAST(accounts.xmin AS TEXT) AS BIGINT), 0) AS account_version FROM users ",
+            "LEFT JOIN accounts ON accounts.account_id = users.account_id ",
+            "LEFT JOIN customers theirs ON theirs.account_id = users.account_id ",
+            "LEFT JOIN customers his ON his.user_id = users.user_id WHERE users.user_id = ANY($1)",
+            $end
+        )
+    };
+}
+
+const VERSIONS: &str = versions!("");
+const LOCK_USERS: &str = versions!(" ORDER BY users.user_id FOR NO KEY UPDATE OF users");
+const ACCOUNT: &str = "SELECT CAST(CAST(xmin AS TEXT) AS BIGINT) FROM accounts WHERE account_id = $1";
+const LOCK_ACCOUNTS: &str = "SELECT account_id, CAST(CAST(xmin AS TEXT) AS BIGINT) AS version FROM accounts \
+     WHERE account_id = ANY($1) ORDER BY account_id FOR NO KEY UPDATE";
+/// Whoever admits a hold under a limit for all users is alone in doing so.
+const LOCK_ALL: &str = "SELECT pg_advisory_xact_lock(7305807313)";
+/// One statement, so that what is captured meanwhile is either held or spent.
+const ALL: &str = "SELECT day, CAST(LEAST(SUM(spent), 9223372036854775807) AS BIGINT) AS nanos FROM spend_by_day_of_all WHERE $1 <= day GROUP BY day \
+     UNION ALL SELECT NULL, CAST(LEAST(COALESCE(SUM(amount), 0), 9223372036854775807) AS BIGINT) FROM holds WHERE ended_at IS NULL AND $2 < expires_at";
+/// Rows of one day's sum; as many nodes commit side by side.
+const SLOTS: i64 = 16;
+
+const WRITE: &str = "WITH entries AS (INSERT INTO usage (id, id_hash, kind, user_id, account_id, cost, happened_at, recorded_at, model, provider, \
+     input_tokens, output_tokens, metadata, fingerprint) SELECT * FROM UNNEST($1::text[], $2::bigint[], $3::text[], $4::text[], $5::text[], \
+     $6::bigint[], $7::bigint[], $8::bigint[], $9::text[], $10::text[], $11::bigint[], $12::bigint[], $13::text[], $14::bytea[])), \
+     days AS (INSERT INTO spend_by_day (user_id, day, model, spent, entries, input_tokens, output_tokens) \
+     SELECT * FROM UNNEST($15::text[], $16::bigint[], $17::text[], $18::bigint[], $19::bigint[], $20::bigint[], $21::bigint[]) \
+     ON CONFLICT (user_id, day, model) DO UPDATE SET spent = spend_by_day.spent + excluded.spent, \
+     entries = spend_by_day.entries + excluded.entries, input_tokens = spend_by_day.input_tokens + excluded.input_tokens, \
+     output_tokens = spend_by_day.output_tokens + excluded.output_tokens), \
+     of_accounts AS (INSERT INTO spend_by_day_of_account (account_id, day, spent, entries) \
+     SELECT * FROM UNNEST($22::text[], $23::bigint[], $24::bigint[], $25::bigint[]) ON CONFLICT (account_id, day) DO UPDATE SET \
+     spent = GREATEST(0, spend_by_day_of_account.spent + LEAST(excluded.spent, 9223372036854775807 - spend_by_day_of_account.spent)), \
+     entries = spend_by_day_of_account.entries + excluded.entries), \
+     of_all AS (INSERT INTO spend_by_day_of_all (day, slot, spent, entries) \
+     SELECT day, $29, spent, entries FROM UNNEST($26::bigint[], $27::bigint[], $28::bigint[]) AS s(day, spent, entries) \
+     ON CONFLICT (day, slot) DO UPDATE SET \
+     spent = CAST(LEAST(CAST(spend_by_day_of_all.spent AS NUMERIC) + excluded.spent, 9223372036854775807) AS BIGINT), \
+     entries = spend_by_day_of_all.entries + excluded.entries), \
+     known AS (UPDATE users SET spent = users.spent + s.spent, entries = users.entries + s.entries \
+     FROM UNNEST($30::text[], $31::bigint[], $32::bigint[]) AS s(user_id, spent, entries) WHERE users.user_id = s.user_id), \
+     met AS (INSERT INTO users (user_id, created_at, spent, entries) SELECT user_id, $36, spent, entries \
+     FROM UNNEST($33::text[], $34::bigint[], $35::bigint[]) AS s(user_id, spent, entries)), \
+     touched AS (UPDATE accounts SET created_at = created_at WHERE account_id = ANY($37)) \
+     SELECT CAST(CAST(pg_current_xact_id() AS TEXT) AS BIGINT)";
+const NEW_HOLDS: &str = "INSERT INTO holds (id, user_id, account_id, amount, model, created_at, expires_at, fingerprint, ended_at, captured, \
+     end_fingerprint, answer) SELECT * FROM UNNEST($1::text[], $2::text[], $3::text[], $4::bigint[], $5::text[], $6::bigint[], $7::bigint[], \
+     $8::bytea[], $9::bigint[], $10::bigint[], $11::bytea[], $12::text[])";
+/// A hold that has ended stays as it ended.
+const CHANGED_HOLDS: &str = "UPDATE holds SET expires_at = s.expires_at, ended_at = s.ended_at, captured = s.captured, end_fingerprint = s.end_fingerprint \
+     FROM UNNEST($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bytea[]) AS s(id, expires_at, ended_at, captured, end_fingerprint) \
+     WHERE holds.id = s.id AND holds.ended_at IS NULL";
+const AUDIT: &str = "INSERT INTO audit (at, key_id, user_id, change, reason) VALUES ($1, $2, $3, $4, $5)";
+
+fn postgres(db: &mut Connection) -> Result<&mut PgConnection, StoreError> {
+    match db {
+        Backend::Postgres(db) => Ok(db),
+        Backend::Sqlite(_) => Err(StoreError::torn()),
+    }
+}
+
+fn keys(users: &[UserId]) -> Vec<&str> {
+    users.iter().map(UserId::as_str).collect()
+}
+
+fn read(row: &PgRow) -> Result<(UserId, Standing), StoreError> {
+    let account: Option<String> = row.try_get("account_id")?;
+    let account = account.map(account_id).transpose()?;
+    let version = UserVersion { row: row.try_get("version")?, theirs: row.try_get("theirs")?, his: row.try_get("his")? };
+    let account = account.map(|account| Ok::<_, StoreError>((account, row.try_get("account_version")?))).transpose()?;
+    Ok((user_id(row.try_get("user_id")?)?, Standing { version, account }))
+}
+
+/// Those of `users` that there are, as they stand now.
+pub async fn standings(db: &mut Connection, users: &[UserId]) -> Result<HashMap<UserId, Standing>, StoreError> {
+    let rows = sqlx::query(VERSIONS).bind(keys(users)).fetch_all(postgres(db)?).await?;
+    rows.iter().map(read).collect()
+}
+
+/// Locks those of `users` that there are until the transaction ends. Their accounts' versions may be older than the lock.
+pub async fn lock_users(db: &mut Connection, users: &[UserId]) -> Result<HashMap<UserId, UserVersion>, StoreError> {
+    let rows = sqlx::query(LOCK_USERS).bind(keys(users)).fetch_all(postgres(db)?).await?;
+    rows.iter().map(|row| read(row).map(|(user, standing)| (user, standing.version))).collect()
+}
+
+/// Locks accounts until the transaction ends.
+pub async fn lock_accounts(db: &mut Connection, accounts: &[AccountId]) -> Result<HashMap<AccountId, RowVersion>, StoreError> {
+    let accounts: Vec<&str> = accounts.iter().map(AccountId::as_str).collect();
+    let rows = sqlx::query(LOCK_ACCOUNTS).bind(accounts).fetch_all(postgres(db)?).await?;
+    rows.iter().map(|row| Ok((account_id(row.try_get("account_id")?)?, row.try_get("version")?))).collect()
+}
+
+/// `None` where there is no such account.
+pub async fn account_version(db: &mut Connection, account: &AccountId) -> Result<Option<RowVersion>, StoreError> {
+    Ok(sqlx::query_scalar(ACCOUNT).bind(account.as_str()).fetch_optional(postgres(db)?).await?)
+}
+
+/// Waits until no other batch admits holds under a limit for all.
+pub async fn lock_all(db: &mut Connection) -> Result<(), StoreError> {
+    sqlx::query(LOCK_ALL).execute(postgres(db)?).await?;
+    Ok(())
+}
+
+/// What all users spent on the days from `first` on, and what is held of all at `now`.
+pub async fn all(db: &mut Connection, first: i64, now: DateTime<Utc>) -> Result<(SpentByDay, Money), StoreError> {
+    let rows = sqlx::query(ALL).bind(first).bind(micros(now)).fetch_all(postgres(db)?).await?;
+    let (mut days, mut held) = (SpentByDay::new(), Money::ZERO);
+    for row in &rows {
+        // A slot may have less than nothing, where what another one counted was taken back.
+        let nanos = Money::from_nanos(row.try_get::<i64, _>("nanos")?.max(0)).unwrap_or_default();
+        match row.try_get::<Option<i64>, _>("day")? {
+            Some(day) => drop(days.insert(day, nanos)),
+            None => held = nanos,
+        }
+    }
+    Ok((days, held))
+}
+
+/// What the batch knew before: the others are new.
+#[derive(Debug)]
+pub struct Before<'b> {
+    pub users: &'b HashSet<UserId>,
+    pub holds: &'b HashSet<String>,
+}
+
+/// Writes a batch, and gives the version that its users' and accounts' rows have then. `slot` is any number.
+pub async fn write(db: &mut Connection, changes: &Changes, before: &Before<'_>, slot: u32) -> Result<RowVersion, StoreError> {
+    let db = postgres(db)?;
+    let mut entries: Vec<_> = changes.entries.iter().map(|entry| (id_hash(&entry.id), entry)).collect();
+    // In the order of the key, so that two nodes that book the same ids wait for each other in one order.
+    entries.sort_by_key(|(hash, _)| *hash);
+    let mut days: Vec<_> = sums(&changes.entries).into_iter().collect();
+    days.sort_unstable_by_key(|(key, _)| *key);
+    let mut of_accounts: Vec<_> = sums_of_accounts(&changes.entries).into_iter().collect();
+    of_accounts.sort_unstable_by_key(|(key, _)| *key);
+    let of_all: Vec<_> = sums_of_all(&changes.entries).into_iter().collect();
+    let mut users: HashMap<&UserId, (i64, i64)> = changes.users().map(|user| (user, (0, 0))).collect();
+    for ((user, _, _), sum) in &days {
+        if let Some((spent, entries)) = users.get_mut(user) {
+            (*spent, *entries) = (spent.saturating_add(sum.spent), *entries + sum.entries);
+        }
+    }
+    let mut users: Vec<_> = users.into_iter().collect();
+    users.sort_unstable_by_key(|(user, _)| *user);
+    let (known, met): (Vec<_>, Vec<_>) = users.into_iter().partition(|(user, _)| before.users.contains(*user));
+    let mut touched: Vec<&str> = changes.accounts().map(AccountId::as_str).collect();
+    touched.sort_unstable();
+    touched.dedup();
+    let fields = |of: &dyn Fn(&crate::domain::operation::Entry) -> i64| entries.iter().map(|(_, entry)| of(entry)).collect::<Vec<i64>>();
+    let query = sqlx::query_scalar(WRITE)
+        .bind(entries.iter().map(|(_, entry)| entry.id.as_str()).collect::<Vec<_>>())
+        .bind(entries.iter().map(|(hash, _)| *hash).collect::<Vec<_>>())
+        .bind(entries.iter().map(|(_, entry)| kind_name(entry.kind)).collect::<Vec<_>>())
+        .bind(entries.iter().map(|(_, entry)| entry.user_id.as_str()).collect::<Vec<_>>())
+        .bind(entries.iter().map(|(_, entry)| entry.account.as_ref().map(AccountId::as_str)).collect::<Vec<_>>())
+        .bind(fields(&|entry| entry.consumption.cost.nanos()))
+        .bind(fields(&|entry| micros(entry.booked.time)))
+        .bind(fields(&|entry| micros(entry.booked.recorded_at)))
+        .bind(entries.iter().map(|(_, entry)| entry.consumption.model.as_deref()).collect::<Vec<_>>())
+        .bind(entries.iter().map(|(_, entry)| entry.consumption.provider.as_deref()).collect::<Vec<_>>())
+        .bind(entries.iter().map(|(_, entry)| entry.consumption.input_tokens).collect::<Vec<_>>())
+        .bind(entries.iter().map(|(_, entry)| entry.consumption.output_tokens).collect::<Vec<_>>())
+        .bind(entries.iter().map(|(_, entry)| entry.consumption.metadata.as_deref()).collect::<Vec<_>>())
+        .bind(entries.iter().map(|(_, entry)| entry.booked.fingerprint.as_slice()).collect::<Vec<_>>());
+    let query = query
+        .bind(days.iter().map(|((user, _, _), _)| user.as_str()).collect::<Vec<_>>())
+        .bind(days.iter().map(|((_, day, _), _)| *day).collect::<Vec<_>>())
+        .bind(days.iter().map(|((_, _, model), _)| *model).collect::<Vec<_>>())
+        .bind(days.iter().map(|(_, sum)| sum.spent).collect::<Vec<_>>())
+        .bind(days.iter().map(|(_, sum)| sum.entries).collect::<Vec<_>>())
+        .bind(days.iter().map(|(_, sum)| sum.input_tokens).collect::<Vec<_>>())
+        .bind(days.iter().map(|(_, sum)| sum.output_tokens).collect::<Vec<_>>());
+    let query = query
+        .bind(of_accounts.iter().map(|((account, _), _)| account.as_str()).collect::<Vec<_>>())
+        .bind(of_accounts.iter().map(|((_, day), _)| *day).collect::<Vec<_>>())
+        .bind(of_accounts.iter().map(|(_, sum)| sum.spent).collect::<Vec<_>>())
+        .bind(of_accounts.iter().map(|(_, sum)| sum.entries).collect::<Vec<_>>())
+        .bind(of_all.iter().map(|(day, _)| *day).collect::<Vec<_>>())
+        .bind(of_all.iter().map(|(_, sum)| sum.spent).collect::<Vec<_>>())
+        .bind(of_all.iter().map(|(_, sum)| sum.entries).collect::<Vec<_>>())
+        .bind(i64::from(slot) % SLOTS);
+    let of_users = |users: &[(&UserId, (i64, i64))]| {
+        let (spent, entries) = users.iter().map(|(_, sum)| *sum).unzip::<i64, i64, Vec<_>, Vec<_>>();
+        (users.iter().map(|(user, _)| user.as_str().to_owned()).collect::<Vec<_>>(), spent, entries)
+    };
+    let (known, met) = (of_users(&known), of_users(&met));
+    let query = query.bind(known.0).bind(known.1).bind(known.2).bind(met.0).bind(met.1).bind(met.2);
+    let version: i64 = query.bind(micros(changes.at)).bind(touched).fetch_one(&mut *db).await?;
+    write_holds(db, changes, before).await?;
+    for correction in &changes.corrections {
+        let change = json!({"correction": correction.id, "amount": correction.amount.decimal(), "model": correction.model});
+        let query = sqlx::query(AUDIT).bind(micros(changes.at)).bind(&correction.key_id).bind(correction.user_id.as_str());
+        query.bind(change.to_string()).bind(&correction.reason).execute(&mut *db).await?;
+    }
+    // A row keeps the lower half of the number.
+    Ok(version & i64::from(u32::MAX))
+}
+
+async fn write_holds(db: &mut PgConnection, changes: &Changes, before: &Before<'_>) -> Result<(), StoreError> {
+    let mut holds: Vec<_> = changes.holds.iter().collect();
+    holds.sort_unstable_by(|one, other| one.id.cmp(&other.id));
+    let (changed, made): (Vec<_>, Vec<_>) = holds.into_iter().partition(|hold| before.holds.contains(&*hold.id));
+    let ended_at = |end: &Option<HoldEnd>| match end {
+        None => None,
+        Some(HoldEnd::Released { at } | HoldEnd::Captured { at, .. }) => Some(micros(*at)),
+    };
+    let captured = |end: &Option<HoldEnd>| match end {
+        None | Some(HoldEnd::Released { .. }) => (None, None),
+        Some(HoldEnd::Captured { cost, fingerprint, .. }) => (Some(cost.nanos()), Some(fingerprint.to_vec())),
+    };
+    if !made.is_empty() {
+        let (costs, fingerprints): (Vec<_>, Vec<_>) = made.iter().map(|hold| captured(&hold.end)).unzip();
+        let query = sqlx::query(NEW_HOLDS)
+            .bind(made.iter().map(|hold| &*hold.id).collect::<Vec<&str>>())
+            .bind(made.iter().map(|hold| hold.user_id.as_str()).collect::<Vec<_>>())
+            .bind(made.iter().map(|hold| hold.account.as_ref().map(AccountId::as_str)).collect::<Vec<_>>())
+            .bind(made.iter().map(|hold| hold.amount.nanos()).collect::<Vec<_>>())
+            .bind(made.iter().map(|hold| hold.model.as_deref()).collect::<Vec<_>>())
+            .bind(made.iter().map(|hold| micros(hold.created_at)).collect::<Vec<_>>())
+            .bind(made.iter().map(|hold| micros(hold.expires_at)).collect::<Vec<_>>())
+            .bind(made.iter().map(|hold| hold.fingerprint.as_slice()).collect::<Vec<_>>())
+            .bind(made.iter().map(|hold| ended_at(&hold.end)).collect::<Vec<_>>());
+        let query = query.bind(costs).bind(fingerprints).bind(made.iter().map(|hold| hold.answer.as_str()).collect::<Vec<_>>());
+        query.execute(&mut *db).await?;
+    }
+    if !changed.is_empty() {
+        let (costs, fingerprints): (Vec<_>, Vec<_>) = changed.iter().map(|hold| captured(&hold.end)).unzip();
+        let query = sqlx::query(CHANGED_HOLDS)
+            .bind(changed.iter().map(|hold| &*hold.id).collect::<Vec<&str>>())
+            .bind(changed.iter().map(|hold| micros(hold.expires_at)).collect::<Vec<_>>())
+            .bind(changed.iter().map(|hold| ended_at(&hold.end)).collect::<Vec<_>>());
+        query.bind(costs).bind(fingerprints).execute(&mut *db).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,307 @@
+//! A Postgres that many nodes share. Several hosts may be named: each is asked who it is, and the one primary is used; never a standby,
+//! and never a primary that another one has replaced, which is told by its older timeline.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection as _, Executor, PgConnection, Postgres, Row};
+use tokio::task::JoinHandle;
+use tracing::{info, warn};
+
+use super::backend::Backend;
+use super::news::Listener;
+use super::{ACQUIRE_TIMEOUT, Connection, Hosts, StoreError, Tx, corrupt};
+
+static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("migrations/postgres");
+
+/// Connections of one node: the ledger's writers and readers have one each, and what remains serves everything else. More only wait for
+/// the database's cores.
+const CONNECTIONS_MAX: u32 = 12;
+/// No statement of ours takes so long unless the database hangs; the checks that read everything (`verify`) set their own.
+const STATEMENT_TIMEOUT: &str = "10s";
+/// How long anybody waits for another's lock: a commit that waits for its standby holds its own.
+const LOCK_TIMEOUT: &str = "5s";
+/// A node that stops in the middle of a transaction holds its locks no longer.
+const IDLE_TIMEOUT: &str = "10s";
+/// How long a host has to say who it is.
+const ASK_TIMEOUT: Duration = Duration::from_secs(1);
+/// How often each of several hosts is asked.
+const ASK_EVERY: Duration = Duration::from_millis(250);
+/// How long a start waits for a primary.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// All record transactions of all nodes, one after the other: they read, decide and write, as on SQLite.
+const BEGIN: &str = "BEGIN; SELECT pg_advisory_xact_lock(7305807312)";
+const BEGIN_READ: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+/// A server that was promoted begins a new timeline, so of two that take writes the one with the higher number is the primary.
+const WHO: &str = "SELECT pg_is_in_recovery() AS standby, CASE WHEN pg_is_in_recovery() THEN '' \
+     ELSE substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END AS timeline";
+
+/// What a host says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    /// It does not answer.
+    Away,
+    Standby,
+    Primary {
+        timeline: u32,
+    },
+}
+
+/// The one that is used.
+#[derive(Clone, Debug)]
+struct Current {
+    pool: PgPool,
+    host: usize,
+    timeline: u32,
+}
+
+#[derive(Debug)]
+struct Inner {
+    hosts: Hosts,
+    current: RwLock<Current>,
+    /// Goes up whenever another server is used.
+    generation: AtomicU64,
+    roles: Mutex<Vec<Role>>,
+}
+
+/// The database, open.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    inner: Arc<Inner>,
+    watch: Arc<Watch>,
+}
+
+/// Asks the hosts until it is dropped.
+#[derive(Debug)]
+struct Watch(Vec<JoinHandle<()>>);
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.0.iter().for_each(JoinHandle::abort);
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics while it holds the lock, so a poisoned one is whole.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Cluster {
+    pub(super) async fn connect(hosts: &Hosts) -> Result<Self, StoreError> {
+        let limits = [
+            ("statement_timeout", STATEMENT_TIMEOUT),
+            ("lock_timeout", LOCK_TIMEOUT),
+            ("idle_in_transaction_session_timeout", IDLE_TIMEOUT),
+        ];
+        let mut hosts = hosts.clone();
+        for options in &mut hosts.options {
+            *options = options.clone().application_name("spendgate").options(limits);
+        }
+        let deadline = tokio::time::Instant::now() + START_TIMEOUT;
+        let mut roles = vec![Role::Away; hosts.options.len()];
+        let (host, timeline) = loop {
+            let mut last = None;
+            for (role, options) in roles.iter_mut().zip(&hosts.options) {
+                match ask_once(options).await {
+                    Ok(is) => *role = is,
+                    Err(error) => (*role, last) = (Role::Away, Some(error)),
+                }
+            }
+            if let Some(found) = primary(&roles) {
+                break found;
+            }
+            let refused = last.as_ref().is_some_and(|error| matches!(error, sqlx::Error::Database(error) if !is_starting(&**error)));
+            if refused || deadline < tokio::time::Instant::now() {
+                return Err(last.map_or_else(|| corrupt("no host is a primary: all of them are standbys"), StoreError::from));
+            }
+            tokio::time::sleep(ASK_EVERY).await;
+        };
+        let pool = pool(&hosts, host, timeline);
+        MIGRATIONS.run(&pool).await?;
+        look(&pool).await?;
+        let current = RwLock::new(Current { pool, host, timeline });
+        let inner = Arc::new(Inner { hosts, current, generation: AtomicU64::new(0), roles: Mutex::new(roles) });
+        // One host is asked by every new connection; who is elsewhere is of no use.
+        let count = if inner.hosts.options.len() == 1 { 0 } else { inner.hosts.options.len() };
+        let watch = (0..count).map(|host| tokio::spawn(watch(inner.clone(), host))).collect();
+        Ok(Self { inner, watch: Arc::new(Watch(watch)) })
+    }
+
+    fn current(&self) -> Current {
+        self.inner.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Goes up whenever another server is used: what a connection of before is told is told to nobody.
+    pub fn generation(&self) -> u64 {
+        self.inner.generation.load(Ordering::Acquire)
+    }
+
+    pub(super) async fn close(&self) {
+        self.watch.0.iter().for_each(JoinHandle::abort);
+        self.current().pool.close().await;
+    }
+
+    /// Hears what nodes tell each other, on a connection of its own.
+    pub async fn listen(&self) -> Result<Listener, StoreError> {
+        Listener::begin(&self.current().pool).await
+    }
+
+    async fn acquire(&self) -> Result<PoolConnection<Postgres>, StoreError> {
+        Ok(self.current().pool.acquire().await?)
+    }
+
+    pub(super) async fn reader(&self) -> Result<Connection, StoreError> {
+        Ok(Backend::Postgres(self.acquire().await?))
+    }
+
+    pub(super) async fn begin_read(&self) -> Result<Tx, StoreError> {
+        self.begun(BEGIN_READ).await
+    }
+
+    pub(super) async fn begin(&self) -> Result<Tx, StoreError> {
+        self.begun(BEGIN).await
+    }
+
+    pub(super) async fn begin_aside(&self) -> Result<Tx, StoreError> {
+        self.begun("BEGIN").await
+    }
+
+    async fn begun(&self, how: &'static str) -> Result<Tx, StoreError> {
+        let mut connection = self.acquire().await?;
+        if let Err(error) = connection.execute(sqlx::raw_sql(how)).await {
+            drop(connection.detach());
+            return Err(error.into());
+        }
+        Ok(Tx { connection: Some(Backend::Postgres(connection)) })
+    }
+}
+
+/// The primary: of those that take writes the one with the latest timeline.
+fn primary(roles: &[Role]) -> Option<(usize, u32)> {
+    let timeline = |(host, role): (usize, &Role)| match role {
+        Role::Primary { timeline } => Some((host, *timeline)),
+        Role::Standby | Role::Away => None,
+    };
+    roles.iter().enumerate().filter_map(timeline).max_by_key(|(_, timeline)| *timeline)
+}
+
+/// Whether the server said that it will answer soon.
+fn is_starting(error: &dyn sqlx::error::DatabaseError) -> bool {
+    // cannot_connect_now, and too many connections.
+    error.code().is_some_and(|code| matches!(&*code, "57P03" | "53300"))
+}
+
+fn pool(hosts: &Hosts, host: usize, timeline: u32) -> PgPool {
+    let options = PgPoolOptions::new().max_connections(CONNECTIONS_MAX).acquire_timeout(ACQUIRE_TIMEOUT);
+    let options = options.after_connect(move |connection, _| {
+        Box::pin(async move {
+            match who(connection).await? {
+                Role::Primary { timeline: now } if timeline <= now => Ok(()),
+                Role::Primary { .. } => Err(sqlx::Error::Protocol("the server was replaced by another primary".to_owned())),
+                Role::Standby | Role::Away => Err(sqlx::Error::Protocol("the server is a standby".to_owned())),
+            }
+        })
+    });
+    options.connect_lazy_with(hosts.options.get(host).cloned().unwrap_or_default())
+}
+
+async fn who(connection: &mut PgConnection) -> Result<Role, sqlx::Error> {
+    let row = sqlx::query(WHO).persistent(false).fetch_one(connection).await?;
+    if row.try_get("standby")? {
+        return Ok(Role::Standby);
+    }
+    let timeline: String = row.try_get("timeline")?;
+    let timeline = u32::from_str_radix(&timeline, 16).map_err(|error| sqlx::Error::Decode(error.into()))?;
+    Ok(Role::Primary { timeline })
+}
+
+/// What would cost money in silence, or only shows under load.
+async fn look(pool: &PgPool) -> Result<(), StoreError> {
+    let mut first = pool.acquire().await?;
+    for (setting, loses) in [("fsync", "off"), ("synchronous_commit", "off"), ("full_page_writes", "off")] {
+        let sql = AssertSqlSafe(format!("SHOW {setting}"));
+        let value: String = sqlx::query_scalar(sql).persistent(false).fetch_one(&mut *first).await?;
+        if value == loses {
+            warn!("the database has {setting} = {value}: what was acknowledged is lost when its machine fails");
+        }
+    }
+    Ok(())
+}
+
+async fn ask_once(options: &PgConnectOptions) -> Result<Role, sqlx::Error> {
+    let ask = async {
+        let mut connection = options.connect().await?;
+        let role = who(&mut connection).await;
+        // It was only asked.
+        let _ = connection.close().await;
+        role
+    };
+    tokio::time::timeout(ASK_TIMEOUT, ask).await.map_err(|_| sqlx::Error::PoolTimedOut)?
+}
+
+/// Asks one host who it is, again and again.
+async fn watch(inner: Arc<Inner>, host: usize) {
+    let Some(options) = inner.hosts.options.get(host).cloned() else { return };
+    let mut connection: Option<PgConnection> = None;
+    loop {
+        let ask = async {
+            let mut open = match connection.take() {
+                Some(open) => open,
+                None => options.connect().await?,
+            };
+            let role = who(&mut open).await?;
+            Ok::<_, sqlx::Error>((open, role))
+        };
+        let role = match tokio::time::timeout(ASK_TIMEOUT, ask).await {
+            Ok(Ok((open, role))) => {
+                connection = Some(open);
+                role
+            }
+            Ok(Err(_)) | Err(_) => Role::Away,
+        };
+        inner.heard(host, role);
+        tokio::time::sleep(ASK_EVERY).await;
+    }
+}
+
+impl Inner {
+    /// Goes over to another server where another one is the primary now.
+    fn heard(&self, host: usize, role: Role) {
+        let found = {
+            let mut roles = locked(&self.roles);
+            if let Some(known) = roles.get_mut(host) {
+                *known = role;
+            }
+            primary(&roles)
+        };
+        let Some((host, timeline)) = found else { return };
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        // A primary on an older timeline than the one that was used has been replaced, and does not know it yet.
+        if (host, timeline) == (current.host, current.timeline) || timeline < current.timeline {
+            return;
+        }
+        let old = std::mem::replace(&mut *current, Current { pool: pool(&self.hosts, host, timeline), host, timeline });
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        drop(current);
+        info!(timeline, "the primary is {} now (timeline {timeline})", self.hosts.name(host));
+        tokio::spawn(async move { old.pool.close().await });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_two_that_take_writes_the_one_with_the_later_timeline_is_the_primary() {
+        let deposed = Role::Primary { timeline: 3 };
+        let promoted = Role::Primary { timeline: 4 };
+        assert_eq!(primary(&[deposed, Role::Away, promoted]), Some((2, 4)));
+        assert_eq!(primary(&[deposed, Role::Standby]), Some((0, 3)));
+        assert_eq!(primary(&[Role::Standby, Role::Away]), None);
+    }
+}
