@@ -52,6 +52,11 @@ impl StoreError {
         Self(sqlx::Error::Protocol(other.0.to_string()))
     }
 
+    /// Whether the database answered that it did nothing, for a reason that does not pass by itself or that another try finds out.
+    pub fn is_refusal(&self) -> bool {
+        self.0.as_database_error().is_some() && !self.may_pass()
+    }
+
     /// Whether it may be over in a moment: the database was not reached, or is about to stop or to start, or is no primary any more.
     pub fn may_pass(&self) -> bool {
         use sqlx::Error::{Io, PoolClosed, PoolTimedOut, Protocol, WorkerCrashed};

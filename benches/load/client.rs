@@ -36,6 +36,7 @@ enum Kind {
     Usage {
         records: usize,
     },
+    Update,
     /// A hold and its capture.
     Hold,
 }
@@ -59,6 +60,11 @@ impl Load {
         Self { key: key.to_owned(), kind: Kind::Usage { records }, users }
     }
 
+    /// Records for the baseline that does one statement for each.
+    pub fn update(users: usize) -> Self {
+        Self { key: String::new(), kind: Kind::Update, users }
+    }
+
     /// Holds with random ids, each captured at once.
     pub fn hold(key: &str, users: usize) -> Self {
         Self { key: key.to_owned(), kind: Kind::Hold, users }
@@ -71,6 +77,7 @@ impl Load {
                 let path = format!("/v1/users/user-{}/enforcement?model=gpt-4o&estimated_cost=0.03", random.usize(..self.users));
                 vec![format!("GET {path} HTTP/1.1\r\nhost: load\r\nauthorization: Bearer {}\r\n\r\n", self.key).into_bytes()]
             }
+            Kind::Update => vec![self.post("/update", &record(random, self.users))],
             Kind::Usage { records: 1 } => vec![self.post("/v1/usage", &record(random, self.users))],
             Kind::Usage { records } => {
                 let list: Vec<String> = (0..records).map(|_| record(random, self.users)).collect();

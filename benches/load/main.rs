@@ -5,6 +5,10 @@
 #![expect(clippy::cast_possible_truncation, reason = "figures for people, far from any limit")]
 
 mod client;
+mod postgres;
+#[expect(dead_code, reason = "tests do more with them")]
+#[path = "../../tests/faults/servers.rs"]
+mod servers;
 mod service;
 
 use std::net::SocketAddr;
@@ -36,9 +40,11 @@ enum Command {
     Known(Known),
     /// How long checks take while usage floods in.
     Flood(Flood),
+    /// Start a Postgres of its own, and compare services on it with what people do first.
+    Postgres(postgres::Args),
     /// Serve the baselines.
     #[command(hide = true)]
-    Bare { address: SocketAddr, database: PathBuf },
+    Bare { address: SocketAddr, database: PathBuf, postgres: Option<String> },
 }
 
 #[derive(Debug, clap::Args)]
@@ -116,7 +122,8 @@ async fn main() -> Result<()> {
         Command::Drive(args) => drive(args).await,
         Command::Known(args) => known(args).await,
         Command::Flood(args) => flood(args).await,
-        Command::Bare { address, database } => service::serve_bare(address, &database).await,
+        Command::Bare { address, database, postgres } => service::serve_bare(address, &database, postgres.as_deref()).await,
+        Command::Postgres(args) => postgres::compare(args).await,
     }
 }
 
@@ -139,7 +146,7 @@ async fn drive(args: Drive) -> Result<()> {
 }
 
 async fn compare(args: Compare) -> Result<()> {
-    let bare = Bare::start()?;
+    let bare = Bare::start(None)?;
     let service = Service::start()?;
     service.meet(0..args.users).await?;
     let hot = args.hot.min(args.users);
@@ -183,7 +190,7 @@ async fn compare(args: Compare) -> Result<()> {
 async fn known(args: Known) -> Result<()> {
     let service = Service::start()?;
     service.meet(0..1000).await?;
-    let bare = Bare::start()?;
+    let bare = Bare::start(None)?;
     let time = Duration::from_secs(5);
     let (mut of_few, mut of_many) = (Vec::new(), Vec::new());
     let rate = async |address, load: Load| Ok::<_, anyhow::Error>(client::run(address, &load, 64, Pace::Closed, time).await?.rate());

@@ -9,8 +9,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use axum::Router;
+use axum::extract::Path as Path_;
+use axum::http::StatusCode;
 use axum::routing::{get, post};
 use serde::Deserialize;
+use sqlx::postgres::PgPoolOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use tempfile::TempDir;
 
@@ -40,11 +43,11 @@ pub struct Bare {
 }
 
 impl Bare {
-    pub fn start() -> Result<Self> {
+    pub fn start(postgres: Option<&str>) -> Result<Self> {
         let address = free_address()?;
         let folder = folder()?;
         let mut command = Command::new(std::env::current_exe()?);
-        command.arg("bare").arg(address.to_string()).arg(folder.path().join("bare.db"));
+        command.arg("bare").arg(address.to_string()).arg(folder.path().join("bare.db")).args(postgres);
         let mut child = command.stdout(Stdio::piped()).spawn()?;
         let mut line = String::new();
         BufReader::new(child.stdout.take().context("its output")?).read_line(&mut line)?;
@@ -62,7 +65,28 @@ struct Record {
     user_id: String,
 }
 
-pub async fn serve_bare(address: SocketAddr, database: &Path) -> Result<()> {
+/// What is done first on Postgres: a statement for each request, on a pool of sixteen.
+async fn statements(postgres: Option<&str>) -> Result<Router> {
+    let Some(url) = postgres else { return Ok(Router::new()) };
+    let pool = PgPoolOptions::new().max_connections(16).connect(url).await?;
+    let told = |done: Result<i64, sqlx::Error>| match done {
+        Ok(spent) => (StatusCode::OK, spent.to_string()),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+    };
+    let (reads, writes) = (pool.clone(), pool);
+    let read = move |Path_(user): Path_<String>| async move {
+        let select = "SELECT spent FROM spent WHERE user_id = $1";
+        told(sqlx::query_scalar(select).bind(user).fetch_one(&reads).await)
+    };
+    let write = move |body: String| async move {
+        let Ok(record) = serde_json::from_str::<Record>(&body) else { return (StatusCode::BAD_REQUEST, String::new()) };
+        let add = "UPDATE spent SET spent = spent + 1 WHERE user_id = $1 RETURNING spent";
+        told(sqlx::query_scalar(add).bind(record.user_id).fetch_one(&writes).await)
+    };
+    Ok(Router::new().route("/v1/users/{user}/enforcement", get(read)).route("/update", post(write)))
+}
+
+pub async fn serve_bare(address: SocketAddr, database: &Path, postgres: Option<&str>) -> Result<()> {
     const BODY: &str = match std::str::from_utf8(&[b'x'; 300]) {
         Ok(body) => body,
         Err(_) => "",
@@ -84,9 +108,10 @@ pub async fn serve_bare(address: SocketAddr, database: &Path) -> Result<()> {
         };
         done.await.map_err(|error| error.to_string())
     };
+    let router = statements(postgres).await?.route("/", get(async || BODY)).route("/v1/usage", post(record));
     let listener = tokio::net::TcpListener::bind(address).await?;
     println!("ready");
-    axum::serve(listener, Router::new().route("/", get(async || BODY)).route("/v1/usage", post(record))).await?;
+    axum::serve(listener, router).await?;
     Ok(())
 }
 
@@ -96,32 +121,40 @@ pub struct Service {
     pub key: String,
     process: Process,
     folder: TempDir,
+    settings: Vec<(String, String)>,
 }
 
 impl Service {
     pub fn start() -> Result<Self> {
-        Self::start_in(folder()?)
+        Self::start_with(&[])
     }
 
-    fn start_in(folder: TempDir) -> Result<Self> {
+    /// With these settings beside its own.
+    pub fn start_with(settings: &[(&str, &str)]) -> Result<Self> {
+        let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        Self::start_in(folder()?, settings)
+    }
+
+    fn start_in(folder: TempDir, settings: Vec<(String, String)>) -> Result<Self> {
         let address = free_address()?;
         let mut child = Command::new(env!("CARGO_BIN_EXE_spendgate"))
             .current_dir(folder.path())
             .env("LISTEN_ADDR", address.to_string())
             .env("ADMIN_API_KEY", KEY)
+            .envs(settings.iter().map(|(name, value)| (name, value)))
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()?;
         let mut line = String::new();
         BufReader::new(child.stdout.take().context("its output")?).read_line(&mut line)?;
-        Ok(Self { address, key: KEY.to_owned(), process: Process(child), folder })
+        Ok(Self { address, key: KEY.to_owned(), process: Process(child), folder, settings })
     }
 
     /// Ends the process as SIGTERM does, and starts another one on the same data.
     pub fn restart(mut self) -> Result<Self> {
         Command::new("kill").arg(self.process.0.id().to_string()).status()?;
         self.process.0.wait()?;
-        Self::start_in(self.folder)
+        Self::start_in(self.folder, self.settings)
     }
 
     /// What the process has in memory, in bytes.

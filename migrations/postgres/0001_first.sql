@@ -16,7 +16,6 @@ CREATE TABLE users (
 
 CREATE INDEX users_by_account ON users (account_id, user_id) WHERE account_id IS NOT NULL;
 
--- Whoever changes what an account has spent or holds writes its row too: its `xmin` is the version of all of it. So it is with users.
 CREATE TABLE accounts (
     account_id TEXT COLLATE "C" NOT NULL PRIMARY KEY,
     created_at BIGINT NOT NULL

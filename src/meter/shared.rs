@@ -6,7 +6,7 @@ mod reader;
 mod writer;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ use crate::store::postgres::Cluster;
 use crate::store::{Connection, Store, StoreError};
 use news::News;
 
-/// While one batch waits for its commit the next one is gathered and judged.
+/// While one batch waits for its commit the next one is gathered and judged; more make the batches smaller.
 const WRITERS: usize = 2;
 /// While one looks something up the other answers those whose users are known.
 const READERS: usize = 2;
@@ -46,6 +46,14 @@ struct Known<V, T> {
     /// The database was asked no earlier.
     as_of: DateTime<Utc>,
     value: Arc<T>,
+    /// Whether it is about to be asked again.
+    is_awaited: Arc<AtomicBool>,
+}
+
+impl<V, T> Known<V, T> {
+    fn new(version: V, as_of: DateTime<Utc>, value: Arc<T>) -> Arc<Self> {
+        Arc::new(Self { version, as_of, value, is_awaited: Arc::default() })
+    }
 }
 
 type KnownUsers = Memory<UserId, Known<UserVersion, Payer>>;
@@ -99,6 +107,8 @@ struct Ask {
 pub struct Reading {
     pub shared: Arc<Shared>,
     asks: mpsc::Sender<Ask>,
+    /// Who will be too old in a moment.
+    ahead: mpsc::Sender<UserId>,
 }
 
 /// What a node is told to do.
@@ -142,6 +152,8 @@ pub async fn start(
     for _ in 0..READERS {
         tasks.spawn(reader::run(shared.clone(), asked.clone()));
     }
+    let (ahead, aging) = mpsc::channel(ASKS_MAX);
+    tasks.spawn(reader::run_ahead(shared.clone(), aging));
     let mut aside = JoinSet::new();
     if let Some(telling) = telling {
         aside.spawn(news::tell(shared.clone(), telling));
@@ -154,13 +166,13 @@ pub async fn start(
         while tasks.join_next().await.is_some() {}
         aside.shutdown().await;
     });
-    Ok((Reading { shared, asks }, ended))
+    Ok((Reading { shared, asks, ahead }, ended))
 }
 
 impl Reading {
     /// Users as they stand at `now` or later, in the order asked.
     pub async fn see(&self, users: &[UserId], now: DateTime<Utc>) -> Result<Vec<Seen>, StoreError> {
-        if let Some(seen) = self.shared.recent(users, now) {
+        if let Some(seen) = self.shared.recent(users, &self.ahead, now) {
             return Ok(seen);
         }
         let (answer, answered) = oneshot::channel();
@@ -206,7 +218,7 @@ impl Shared {
     }
 
     /// What memory says of all of `users`, where it is as fresh as it has to be.
-    fn recent(&self, users: &[UserId], now: DateTime<Utc>) -> Option<Vec<Seen>> {
+    fn recent(&self, users: &[UserId], ahead: &mpsc::Sender<UserId>, now: DateTime<Utc>) -> Option<Vec<Seen>> {
         if self.max_staleness <= TimeDelta::zero() {
             return None;
         }
@@ -221,6 +233,10 @@ impl Shared {
         };
         let see = |user: &UserId| {
             let known = self.users.get(user).filter(|known| self.is_recent(known.as_of, now))?;
+            if self.max_staleness < (now - known.as_of) * 2 && !known.is_awaited.swap(true, Ordering::Relaxed) {
+                // He is asked for often, so he is looked up again before he is too old. Where too many are, he ages.
+                let _ = ahead.try_send(user.clone());
+            }
             let standing = known.value.profile.standing(&self.catalogue, now);
             let pool = match known.value.pool(&standing) {
                 None => None,
@@ -232,15 +248,15 @@ impl Shared {
         users.iter().map(see).collect()
     }
 
-    /// A user at this version, where memory has him and counts the windows that are open at `now`.
-    fn known(&self, user: &UserId, version: UserVersion, now: DateTime<Utc>) -> Option<Arc<Payer>> {
-        let known = self.users.get(user).filter(|known| known.version == version)?;
+    /// A user, where memory has him at the right version and counts the windows that are open at `now`.
+    fn known(&self, user: &UserId, is_right: impl Fn(&UserVersion) -> bool, now: DateTime<Utc>) -> Option<Arc<Known<UserVersion, Payer>>> {
+        let known = self.users.get(user).filter(|known| is_right(&known.version))?;
         let standing = known.value.profile.standing(&self.catalogue, now);
-        known.value.budgets(None, &standing, now).map(|_| known.value.clone())
+        known.value.budgets(None, &standing, now).map(|_| known)
     }
 
     fn keep_user(&self, user: &UserId, version: UserVersion, as_of: DateTime<Utc>, value: Arc<Payer>) {
-        self.users.put(user.clone(), Arc::new(Known { version, as_of, value }));
+        self.users.put(user.clone(), Known::new(version, as_of, value));
     }
 
     /// An account at this version, where memory has it and counts the windows that these users need at `now`.
@@ -251,7 +267,7 @@ impl Shared {
     }
 
     fn keep_account(&self, account: &AccountId, version: RowVersion, as_of: DateTime<Utc>, value: Arc<Book>) {
-        self.accounts.put(account.clone(), Arc::new(Known { version, as_of, value }));
+        self.accounts.put(account.clone(), Known::new(version, as_of, value));
     }
 
     /// All users together. Of holds there is the sum only; `named` are those that may end in a moment, and stand by themselves.

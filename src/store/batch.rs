@@ -20,20 +20,20 @@ use crate::domain::money::Money;
 use crate::domain::operation::HoldEnd;
 use crate::domain::user::{AccountId, UserId};
 
-/// Which state of a row it is: the number of the transaction that wrote it. Whatever changes what a user or an account has spent or
-/// holds writes his row too, so what was read at the same version is the same.
+/// Which state of a user or an account it is: whatever changes what it has spent or holds counts its row's version up, so what was read at
+/// the same version is the same.
 pub type RowVersion = i64;
 
 /// Which state of a user it is: his row, and those of the Stripe customers that may pay for him.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UserVersion {
-    row: RowVersion,
+    pub row: RowVersion,
     theirs: RowVersion,
     his: RowVersion,
 }
 
 impl UserVersion {
-    /// What it is after a batch has written the row; `before` is `None` for one that was not there.
+    /// What it is after a batch has written the row of a user whom it knew at `before`.
     pub fn written(before: Option<&Self>, row: RowVersion) -> Self {
         before.map_or(Self { row, theirs: 0, his: 0 }, |before| Self { row, ..*before })
     }
@@ -46,24 +46,16 @@ pub struct Standing {
     pub account: Option<(AccountId, RowVersion)>,
 }
 
-macro_rules! versions {
-    ($end:literal) => {
-        concat!(
-            "SELECT users.user_id, CAST(CAST(users.xmin AS TEXT) AS BIGINT) AS version, ",
-            "COALESCE(CAST(CAST(theirs.xmin AS TEXT) AS BIGINT), 0) AS theirs, COALESCE(CAST(CAST(his.xmin AS TEXT) AS BIGINT), 0) AS his, ",
-            "accounts.account_id, COALESCE(CAST(CAST(accounts.xmin AS TEXT) AS BIGINT), 0) AS account_version FROM users ",
-            "LEFT JOIN accounts ON accounts.account_id = users.account_id ",
-            "LEFT JOIN customers theirs ON theirs.account_id = users.account_id ",
-            "LEFT JOIN customers his ON his.user_id = users.user_id WHERE users.user_id = ANY($1)",
-            $end
-        )
-    };
-}
-
-const VERSIONS: &str = versions!("");
-const LOCK_USERS: &str = versions!(" ORDER BY users.user_id FOR NO KEY UPDATE OF users");
-const ACCOUNT: &str = "SELECT CAST(CAST(xmin AS TEXT) AS BIGINT) FROM accounts WHERE account_id = $1";
-const LOCK_ACCOUNTS: &str = "SELECT account_id, CAST(CAST(xmin AS TEXT) AS BIGINT) AS version FROM accounts \
+const VERSIONS: &str = "SELECT users.user_id, users.version, \
+     COALESCE(CAST(CAST(theirs.xmin AS TEXT) AS BIGINT), 0) AS theirs, COALESCE(CAST(CAST(his.xmin AS TEXT) AS BIGINT), 0) AS his, \
+     accounts.account_id, COALESCE(accounts.version, 0) AS account_version FROM users \
+     LEFT JOIN accounts ON accounts.account_id = users.account_id \
+     LEFT JOIN customers theirs ON theirs.account_id = users.account_id \
+     LEFT JOIN customers his ON his.user_id = users.user_id WHERE users.user_id = ANY($1)";
+const LOCK_USERS: &str = "SELECT user_id, version FROM users \
+     WHERE user_id = ANY($1) ORDER BY user_id FOR NO KEY UPDATE";
+const ACCOUNT: &str = "SELECT version FROM accounts WHERE account_id = $1";
+const LOCK_ACCOUNTS: &str = "SELECT account_id, version FROM accounts \
      WHERE account_id = ANY($1) ORDER BY account_id FOR NO KEY UPDATE";
 /// Whoever admits a hold under a limit for all users is alone in doing so.
 const LOCK_ALL: &str = "SELECT pg_advisory_xact_lock(7305807313)";
@@ -73,29 +65,45 @@ const ALL: &str = "SELECT day, CAST(LEAST(SUM(spent), 9223372036854775807) AS BI
 /// Rows of one day's sum; as many nodes commit side by side.
 const SLOTS: i64 = 16;
 
-const WRITE: &str = "WITH entries AS (INSERT INTO usage (id, id_hash, kind, user_id, account_id, cost, happened_at, recorded_at, model, provider, \
-     input_tokens, output_tokens, metadata, fingerprint) SELECT * FROM UNNEST($1::text[], $2::bigint[], $3::text[], $4::text[], $5::text[], \
-     $6::bigint[], $7::bigint[], $8::bigint[], $9::text[], $10::text[], $11::bigint[], $12::bigint[], $13::text[], $14::bytea[])), \
-     days AS (INSERT INTO spend_by_day (user_id, day, model, spent, entries, input_tokens, output_tokens) \
-     SELECT * FROM UNNEST($15::text[], $16::bigint[], $17::text[], $18::bigint[], $19::bigint[], $20::bigint[], $21::bigint[]) \
-     ON CONFLICT (user_id, day, model) DO UPDATE SET spent = spend_by_day.spent + excluded.spent, \
-     entries = spend_by_day.entries + excluded.entries, input_tokens = spend_by_day.input_tokens + excluded.input_tokens, \
-     output_tokens = spend_by_day.output_tokens + excluded.output_tokens), \
-     of_accounts AS (INSERT INTO spend_by_day_of_account (account_id, day, spent, entries) \
-     SELECT * FROM UNNEST($22::text[], $23::bigint[], $24::bigint[], $25::bigint[]) ON CONFLICT (account_id, day) DO UPDATE SET \
+/// What every batch writes, with the parameters up to $28. `$known` says which of the users it concerns it knows.
+macro_rules! write {
+    ($known:literal, $more:literal) => {
+        concat!(
+            "WITH entries AS (INSERT INTO usage (id, id_hash, kind, user_id, account_id, cost, happened_at, recorded_at, model, provider, ",
+            "input_tokens, output_tokens, metadata, fingerprint) SELECT * FROM UNNEST($1::text[], $2::bigint[], $3::text[], $4::text[], ",
+            "$5::text[], $6::bigint[], $7::bigint[], $8::bigint[], $9::text[], $10::text[], $11::bigint[], $12::bigint[], $13::text[], ",
+            "$14::bytea[])), ",
+            "days AS (INSERT INTO spend_by_day (user_id, day, model, spent, entries, input_tokens, output_tokens) ",
+            "SELECT * FROM UNNEST($15::text[], $16::bigint[], $17::text[], $18::bigint[], $19::bigint[], $20::bigint[], $21::bigint[]) ",
+            "ON CONFLICT (user_id, day, model) DO UPDATE SET spent = spend_by_day.spent + excluded.spent, ",
+            "entries = spend_by_day.entries + excluded.entries, input_tokens = spend_by_day.input_tokens + excluded.input_tokens, ",
+            "output_tokens = spend_by_day.output_tokens + excluded.output_tokens), ",
+            "of_all AS (INSERT INTO spend_by_day_of_all (day, slot, spent, entries) ",
+            "SELECT day, $25, spent, entries FROM UNNEST($22::bigint[], $23::bigint[], $24::bigint[]) AS s(day, spent, entries) ",
+            "ON CONFLICT (day, slot) DO UPDATE SET ",
+            "spent = CAST(LEAST(CAST(spend_by_day_of_all.spent AS NUMERIC) + excluded.spent, 9223372036854775807) AS BIGINT), ",
+            "entries = spend_by_day_of_all.entries + excluded.entries), ",
+            $more,
+            "known AS (UPDATE users SET spent = users.spent + s.spent, entries = users.entries + s.entries, version = users.version + 1 ",
+            "FROM UNNEST($26::text[], $27::bigint[], $28::bigint[]) AS s(user_id, spent, entries) WHERE users.user_id = s.user_id",
+            $known,
+            " RETURNING users.user_id, users.version) SELECT user_id, version FROM known ",
+            "WHERE (SELECT CASE WHEN COUNT(*) = CARDINALITY($26) THEN true ELSE conflict() END FROM known)"
+        )
+    };
+}
+
+const ADD: &str = write!(" AND users.account_id IS NULL", "");
+const WRITE: &str = write!(
+    "",
+    "of_accounts AS (INSERT INTO spend_by_day_of_account (account_id, day, spent, entries) \
+     SELECT * FROM UNNEST($29::text[], $30::bigint[], $31::bigint[], $32::bigint[]) ON CONFLICT (account_id, day) DO UPDATE SET \
      spent = GREATEST(0, spend_by_day_of_account.spent + LEAST(excluded.spent, 9223372036854775807 - spend_by_day_of_account.spent)), \
      entries = spend_by_day_of_account.entries + excluded.entries), \
-     of_all AS (INSERT INTO spend_by_day_of_all (day, slot, spent, entries) \
-     SELECT day, $29, spent, entries FROM UNNEST($26::bigint[], $27::bigint[], $28::bigint[]) AS s(day, spent, entries) \
-     ON CONFLICT (day, slot) DO UPDATE SET \
-     spent = CAST(LEAST(CAST(spend_by_day_of_all.spent AS NUMERIC) + excluded.spent, 9223372036854775807) AS BIGINT), \
-     entries = spend_by_day_of_all.entries + excluded.entries), \
-     known AS (UPDATE users SET spent = users.spent + s.spent, entries = users.entries + s.entries \
-     FROM UNNEST($30::text[], $31::bigint[], $32::bigint[]) AS s(user_id, spent, entries) WHERE users.user_id = s.user_id), \
      met AS (INSERT INTO users (user_id, created_at, spent, entries) SELECT user_id, $36, spent, entries \
      FROM UNNEST($33::text[], $34::bigint[], $35::bigint[]) AS s(user_id, spent, entries)), \
-     touched AS (UPDATE accounts SET created_at = created_at WHERE account_id = ANY($37)) \
-     SELECT CAST(CAST(pg_current_xact_id() AS TEXT) AS BIGINT)";
+     touched AS (UPDATE accounts SET version = version + 1 WHERE account_id = ANY($37)), "
+);
 const NEW_HOLDS: &str = "INSERT INTO holds (id, user_id, account_id, amount, model, created_at, expires_at, fingerprint, ended_at, captured, \
      end_fingerprint, answer) SELECT * FROM UNNEST($1::text[], $2::text[], $3::text[], $4::bigint[], $5::text[], $6::bigint[], $7::bigint[], \
      $8::bytea[], $9::bigint[], $10::bigint[], $11::bytea[], $12::text[])";
@@ -130,10 +138,10 @@ pub async fn standings(db: &mut Connection, users: &[UserId]) -> Result<HashMap<
     rows.iter().map(read).collect()
 }
 
-/// Locks those of `users` that there are until the transaction ends. Their accounts' versions may be older than the lock.
-pub async fn lock_users(db: &mut Connection, users: &[UserId]) -> Result<HashMap<UserId, UserVersion>, StoreError> {
+/// Locks those of `users` that there are until the transaction ends.
+pub async fn lock_users(db: &mut Connection, users: &[UserId]) -> Result<HashMap<UserId, RowVersion>, StoreError> {
     let rows = sqlx::query(LOCK_USERS).bind(keys(users)).fetch_all(postgres(db)?).await?;
-    rows.iter().map(|row| read(row).map(|(user, standing)| (user, standing.version))).collect()
+    rows.iter().map(|row| Ok((user_id(row.try_get("user_id")?)?, row.try_get("version")?))).collect()
 }
 
 /// Locks accounts until the transaction ends.
@@ -176,16 +184,44 @@ pub struct Before<'b> {
     pub holds: &'b HashSet<String>,
 }
 
-/// Writes a batch, and gives the version that its users' and accounts' rows have then. `slot` is any number.
-pub async fn write(db: &mut Connection, changes: &Changes, before: &Before<'_>, slot: u32) -> Result<RowVersion, StoreError> {
+/// Writes a batch in a transaction that has locked whom it concerns, and gives the versions that known users' rows have then: those of
+/// users and accounts go up by one. `slot` is any number.
+pub async fn write(
+    db: &mut Connection,
+    changes: &Changes,
+    before: &Before<'_>,
+    slot: u32,
+) -> Result<HashMap<UserId, RowVersion>, StoreError> {
+    let versions = write_entries(db, changes, Some(before), slot).await?;
+    let db = postgres(db)?;
+    write_holds(db, changes, before).await?;
+    for correction in &changes.corrections {
+        let change = json!({"correction": correction.id, "amount": correction.amount.decimal(), "model": correction.model});
+        let query = sqlx::query(AUDIT).bind(micros(changes.at)).bind(&correction.key_id).bind(correction.user_id.as_str());
+        query.bind(change.to_string()).bind(&correction.reason).execute(&mut *db).await?;
+    }
+    Ok(versions)
+}
+
+/// Books the usage of known users who stand alone, in one statement that is a transaction by itself: it only adds, so it need not know what
+/// it adds to. `Ok` means that it is on the disk. A conflict where one of them is new or has an account by now.
+pub async fn add(db: &mut Connection, changes: &Changes, slot: u32) -> Result<HashMap<UserId, RowVersion>, StoreError> {
+    write_entries(db, changes, None, slot).await
+}
+
+/// Without `before` all users are known and stand alone.
+async fn write_entries(
+    db: &mut Connection,
+    changes: &Changes,
+    before: Option<&Before<'_>>,
+    slot: u32,
+) -> Result<HashMap<UserId, RowVersion>, StoreError> {
     let db = postgres(db)?;
     let mut entries: Vec<_> = changes.entries.iter().map(|entry| (id_hash(&entry.id), entry)).collect();
     // In the order of the key, so that two nodes that book the same ids wait for each other in one order.
     entries.sort_by_key(|(hash, _)| *hash);
     let mut days: Vec<_> = sums(&changes.entries).into_iter().collect();
     days.sort_unstable_by_key(|(key, _)| *key);
-    let mut of_accounts: Vec<_> = sums_of_accounts(&changes.entries).into_iter().collect();
-    of_accounts.sort_unstable_by_key(|(key, _)| *key);
     let of_all: Vec<_> = sums_of_all(&changes.entries).into_iter().collect();
     let mut users: HashMap<&UserId, (i64, i64)> = changes.users().map(|user| (user, (0, 0))).collect();
     for ((user, _, _), sum) in &days {
@@ -195,12 +231,10 @@ pub async fn write(db: &mut Connection, changes: &Changes, before: &Before<'_>, 
     }
     let mut users: Vec<_> = users.into_iter().collect();
     users.sort_unstable_by_key(|(user, _)| *user);
-    let (known, met): (Vec<_>, Vec<_>) = users.into_iter().partition(|(user, _)| before.users.contains(*user));
-    let mut touched: Vec<&str> = changes.accounts().map(AccountId::as_str).collect();
-    touched.sort_unstable();
-    touched.dedup();
+    let is_known = |user: &UserId| before.is_none_or(|before| before.users.contains(user));
+    let (known, met): (Vec<_>, Vec<_>) = users.into_iter().partition(|(user, _)| is_known(user));
     let fields = |of: &dyn Fn(&crate::domain::operation::Entry) -> i64| entries.iter().map(|(_, entry)| of(entry)).collect::<Vec<i64>>();
-    let query = sqlx::query_scalar(WRITE)
+    let query = sqlx::query(if before.is_some() { WRITE } else { ADD })
         .bind(entries.iter().map(|(_, entry)| entry.id.as_str()).collect::<Vec<_>>())
         .bind(entries.iter().map(|(hash, _)| *hash).collect::<Vec<_>>())
         .bind(entries.iter().map(|(_, entry)| kind_name(entry.kind)).collect::<Vec<_>>())
@@ -224,10 +258,6 @@ pub async fn write(db: &mut Connection, changes: &Changes, before: &Before<'_>, 
         .bind(days.iter().map(|(_, sum)| sum.input_tokens).collect::<Vec<_>>())
         .bind(days.iter().map(|(_, sum)| sum.output_tokens).collect::<Vec<_>>());
     let query = query
-        .bind(of_accounts.iter().map(|((account, _), _)| account.as_str()).collect::<Vec<_>>())
-        .bind(of_accounts.iter().map(|((_, day), _)| *day).collect::<Vec<_>>())
-        .bind(of_accounts.iter().map(|(_, sum)| sum.spent).collect::<Vec<_>>())
-        .bind(of_accounts.iter().map(|(_, sum)| sum.entries).collect::<Vec<_>>())
         .bind(of_all.iter().map(|(day, _)| *day).collect::<Vec<_>>())
         .bind(of_all.iter().map(|(_, sum)| sum.spent).collect::<Vec<_>>())
         .bind(of_all.iter().map(|(_, sum)| sum.entries).collect::<Vec<_>>())
@@ -237,16 +267,24 @@ pub async fn write(db: &mut Connection, changes: &Changes, before: &Before<'_>, 
         (users.iter().map(|(user, _)| user.as_str().to_owned()).collect::<Vec<_>>(), spent, entries)
     };
     let (known, met) = (of_users(&known), of_users(&met));
-    let query = query.bind(known.0).bind(known.1).bind(known.2).bind(met.0).bind(met.1).bind(met.2);
-    let version: i64 = query.bind(micros(changes.at)).bind(touched).fetch_one(&mut *db).await?;
-    write_holds(db, changes, before).await?;
-    for correction in &changes.corrections {
-        let change = json!({"correction": correction.id, "amount": correction.amount.decimal(), "model": correction.model});
-        let query = sqlx::query(AUDIT).bind(micros(changes.at)).bind(&correction.key_id).bind(correction.user_id.as_str());
-        query.bind(change.to_string()).bind(&correction.reason).execute(&mut *db).await?;
+    let mut query = query.bind(known.0).bind(known.1).bind(known.2);
+    if before.is_some() {
+        let mut of_accounts: Vec<_> = sums_of_accounts(&changes.entries).into_iter().collect();
+        of_accounts.sort_unstable_by_key(|(key, _)| *key);
+        let mut touched: Vec<&str> = changes.accounts().map(AccountId::as_str).collect();
+        touched.sort_unstable();
+        touched.dedup();
+        query = query
+            .bind(of_accounts.iter().map(|((account, _), _)| account.as_str().to_owned()).collect::<Vec<_>>())
+            .bind(of_accounts.iter().map(|((_, day), _)| *day).collect::<Vec<_>>())
+            .bind(of_accounts.iter().map(|(_, sum)| sum.spent).collect::<Vec<_>>())
+            .bind(of_accounts.iter().map(|(_, sum)| sum.entries).collect::<Vec<_>>());
+        query = query.bind(met.0).bind(met.1).bind(met.2).bind(micros(changes.at)).bind(touched);
     }
-    // A row keeps the lower half of the number.
-    Ok(version & i64::from(u32::MAX))
+    let rows = query.fetch_all(&mut *db).await?;
+    let read = |row: &PgRow| Ok::<_, StoreError>((user_id(row.try_get("user_id")?)?, row.try_get("version")?));
+    let versions = rows.iter().map(read).collect::<Result<_, _>>()?;
+    Ok(versions)
 }
 
 async fn write_holds(db: &mut PgConnection, changes: &Changes, before: &Before<'_>) -> Result<(), StoreError> {

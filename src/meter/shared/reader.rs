@@ -24,19 +24,16 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 pub async fn run(shared: Arc<Shared>, waiting: Arc<Mutex<mpsc::Receiver<Ask>>>) {
     let mut kept = Kept::default();
     loop {
-        let asks = {
-            let mut waiting = waiting.lock().await;
-            let Some(first) = waiting.recv().await else { return };
-            let (mut count, mut asks) = (first.users.len(), vec![first]);
-            while count < USERS_MAX {
-                let Ok(ask) = waiting.try_recv() else { break };
-                count += ask.users.len();
-                asks.push(ask);
-            }
-            asks
-        };
+        let mut turn = waiting.lock().await;
+        let Some(first) = turn.recv().await else { return };
+        let (mut count, mut asks) = (first.users.len(), vec![first]);
+        while count < USERS_MAX {
+            let Ok(ask) = turn.try_recv() else { break };
+            count += ask.users.len();
+            asks.push(ask);
+        }
         let users = distinct(asks.iter().flat_map(|ask| ask.users.iter().cloned()));
-        let seen = match tokio::time::timeout(TIMEOUT, shared.see(&mut kept, &users)).await {
+        let seen = match tokio::time::timeout(TIMEOUT, shared.see(&mut kept, &users, turn)).await {
             Ok(seen) => seen,
             Err(_) => Err(StoreError::late()),
         };
@@ -52,11 +49,30 @@ pub async fn run(shared: Arc<Shared>, waiting: Arc<Mutex<mpsc::Receiver<Ask>>>) 
     }
 }
 
+/// Looks up again who is asked for often and will be too old in a moment, many at once; until nobody can ask any more.
+pub async fn run_ahead(shared: Arc<Shared>, mut aging: mpsc::Receiver<UserId>) {
+    let mut kept = Kept::default();
+    let gather = shared.max_staleness.to_std().unwrap_or_default() / 8;
+    while let Some(first) = aging.recv().await {
+        tokio::time::sleep(gather).await;
+        let mut users = vec![first];
+        while users.len() < USERS_MAX {
+            let Ok(user) = aging.try_recv() else { break };
+            users.push(user);
+        }
+        // Where it fails they are too old in a moment, and whoever asks is told.
+        let _ = tokio::time::timeout(TIMEOUT, shared.see(&mut kept, &distinct(users), ())).await;
+    }
+}
+
 impl Shared {
-    async fn see(&self, kept: &mut Kept, users: &[UserId]) -> Result<HashMap<UserId, Seen>, StoreError> {
+    /// Whoever has the turn asks; the others gather meanwhile, so that one question serves many. `turn` goes on before anything is looked up
+    /// that memory does not have.
+    async fn see<T>(&self, kept: &mut Kept, users: &[UserId], turn: T) -> Result<HashMap<UserId, Seen>, StoreError> {
         let mut db = kept.take(self).await?;
         let now = self.now();
         let standings = batch::standings(&mut db, users).await?;
+        drop(turn);
         let mut payers: HashMap<UserId, Arc<Payer>> = HashMap::with_capacity(users.len());
         let mut versions: HashMap<AccountId, RowVersion> = HashMap::new();
         let mut missing = Vec::new();
@@ -65,12 +81,12 @@ impl Shared {
                 payers.insert(user.clone(), Arc::new(self.unknown(now)));
                 continue;
             };
-            match self.known(user, standing.version, now) {
-                Some(payer) => {
+            match self.known(user, |version| *version == standing.version, now) {
+                Some(known) => {
                     if TimeDelta::zero() < self.max_staleness {
-                        self.keep_user(user, standing.version, now, payer.clone());
+                        self.keep_user(user, standing.version, now, known.value.clone());
                     }
-                    payers.insert(user.clone(), payer);
+                    payers.insert(user.clone(), known.value.clone());
                     versions.extend(standing.account.clone());
                 }
                 None => missing.push(user.clone()),

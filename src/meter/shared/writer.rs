@@ -33,6 +33,15 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// A database that takes longer for one try does not answer.
 const TIMEOUT: Duration = Duration::from_secs(6);
 
+/// What is believed of the ids of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ids {
+    /// Almost all are; where one is not, the unique key says so, and the batch is done again.
+    New,
+    /// The database is asked for each.
+    Asked,
+}
+
 /// Why a try failed.
 enum Failed {
     /// Another node was in the way. The same again goes well.
@@ -77,26 +86,23 @@ impl Doubt {
 pub async fn run(shared: Arc<Shared>, waiting: Arc<Mutex<mpsc::Receiver<Request>>>) {
     let mut kept = Kept::default();
     loop {
-        let batch = {
-            let mut waiting = waiting.lock().await;
-            match tokio::time::timeout(PROBE_EVERY, waiting.recv()).await {
-                Ok(None) => return,
-                Err(_) => None,
-                Ok(Some(first)) => {
-                    let mut records = size(&first.operation);
-                    let mut batch = vec![first];
-                    while records < BATCH_MAX {
-                        let Ok(request) = waiting.try_recv() else { break };
-                        records += size(&request.operation);
-                        batch.push(request);
-                    }
-                    Some(batch)
-                }
+        let mut turn = waiting.lock().await;
+        match tokio::time::timeout(PROBE_EVERY, turn.recv()).await {
+            Ok(None) => return,
+            Err(_) => {
+                drop(turn);
+                shared.probe().await;
             }
-        };
-        match batch {
-            Some(batch) => shared.answer(&mut kept, batch).await,
-            None => shared.probe().await,
+            Ok(Some(first)) => {
+                let mut records = size(&first.operation);
+                let mut batch = vec![first];
+                while records < BATCH_MAX {
+                    let Ok(request) = turn.try_recv() else { break };
+                    records += size(&request.operation);
+                    batch.push(request);
+                }
+                shared.answer(&mut kept, batch, turn).await;
+            }
         }
     }
 }
@@ -111,9 +117,9 @@ impl Shared {
         }
     }
 
-    async fn answer(&self, kept: &mut Kept, batch: Vec<Request>) {
+    async fn answer<T>(&self, kept: &mut Kept, batch: Vec<Request>, turn: T) {
         self.health.begin(self.now());
-        let written = self.write(kept, &batch).await;
+        let written = self.write(kept, &batch, turn).await;
         self.health.end();
         match written {
             Ok(Written { replies, anything }) => {
@@ -140,10 +146,26 @@ impl Shared {
 
     /// Does a batch, and does it again where that is of use. Nothing is done twice: each operation has an id, and a commit of which nobody
     /// knows whether it happened is looked for first.
-    async fn write(&self, kept: &mut Kept, batch: &[Request]) -> Result<Written, StoreError> {
-        let (begun, mut conflicts, mut doubt) = (Instant::now(), 0, None);
+    ///
+    /// `turn` is given on where others may wait for somebody: until then they gather, since one batch of many costs less than many of few.
+    async fn write<T>(&self, kept: &mut Kept, batch: &[Request], turn: T) -> Result<Written, StoreError> {
+        let mut turn = Some(turn);
+        let (begun, mut tries, mut conflicts, mut doubt) = (Instant::now(), 0_u32, 0, None);
         loop {
-            let tried = tokio::time::timeout(TIMEOUT, self.attempt(kept, batch, &mut doubt)).await;
+            // Corrections are few, and a batch that was tried may be there.
+            let corrects = batch.iter().any(|request| matches!(request.operation, Operation::Correct(_)));
+            let ids = if tries == 0 && !corrects { Ids::New } else { Ids::Asked };
+            tries += 1;
+            let attempt = async {
+                if ids == Ids::New
+                    && let Some(written) = self.add(kept, batch, &mut doubt).await?
+                {
+                    return Ok(written);
+                }
+                turn = None;
+                self.attempt(kept, batch, ids, &mut doubt).await
+            };
+            let tried = tokio::time::timeout(TIMEOUT, attempt).await;
             let error = match tried {
                 Ok(Ok(written)) => return Ok(written),
                 Ok(Err(Failed::Conflict)) => {
@@ -167,7 +189,61 @@ impl Shared {
         }
     }
 
-    async fn attempt(&self, kept: &mut Kept, batch: &[Request], doubt: &mut Option<Doubt>) -> Result<Written, Failed> {
+    /// Books a batch that is nothing but usage of users who are remembered and stand alone, without asking for anything before: it is only
+    /// added. `None` where it is another batch.
+    async fn add(&self, kept: &mut Kept, batch: &[Request], doubt: &mut Option<Doubt>) -> Result<Option<Written>, Failed> {
+        let now = self.now();
+        if !batch.iter().all(|request| matches!(request.operation, Operation::Record(_))) {
+            return Ok(None);
+        }
+        let whom = users(batch, &HashMap::new());
+        let (mut payers, mut known) = (HashMap::with_capacity(whom.len()), HashMap::with_capacity(whom.len()));
+        for user in whom {
+            let Some(found) = self.known(&user, |_| true, now).filter(|found| found.value.profile.account.is_none()) else {
+                return Ok(None);
+            };
+            known.insert(user.clone(), found.version);
+            payers.insert(user, Payer::clone(&found.value));
+        }
+        let all = Book::new(now, &SpentByDay::new(), Money::ZERO, []);
+        let mut ledger = empty(payers, all);
+        let replies: Replies = batch.iter().map(|request| step(&mut ledger, request, &self.catalogue, now)).collect();
+        let changes = ledger.changes(now);
+        // What is refused is refused by what the database has, not by what is remembered.
+        if changes.is_empty() || replies.iter().any(Result::is_err) {
+            return Ok(None);
+        }
+        let mut db = kept.take(self).await?;
+        let Doubt { replies, changes } = doubt.insert(Doubt { changes, replies });
+        let replies = std::mem::take(replies);
+        let written = match batch::add(&mut db, changes, fastrand::u32(..)).await {
+            Ok(written) => written,
+            Err(error) => {
+                if error.is_refusal() {
+                    // It was not done: another one was in the way, or a sum is at its end, which the other way tells exactly.
+                    *doubt = None;
+                    kept.give_back(self, db);
+                    return Err(Failed::Conflict);
+                }
+                if let Some(doubt) = doubt {
+                    doubt.replies = replies;
+                }
+                return Err(error.into());
+            }
+        };
+        *doubt = None;
+        kept.give_back(self, db);
+        for (user, mut payer) in ledger.payers {
+            // Where nobody else wrote it meanwhile, what was remembered was right, and so is what has come of it.
+            if let Some((before, row)) = known.get(&user).zip(written.get(&user)).filter(|(before, row)| before.row + 1 == **row) {
+                payer.book.prune(now);
+                self.keep_user(&user, UserVersion::written(Some(before), *row), now, Arc::new(payer));
+            }
+        }
+        Ok(Some(Written { replies, anything: true }))
+    }
+
+    async fn attempt(&self, kept: &mut Kept, batch: &[Request], ids: Ids, doubt: &mut Option<Doubt>) -> Result<Written, Failed> {
         let now = self.now();
         let mut tx = Tx::begin_on(kept.take(self).await?).await?;
         let db = tx.connection()?;
@@ -180,16 +256,21 @@ impl Shared {
             return Err(Failed::Conflict);
         }
         let before = Before { users: &versions.keys().cloned().collect(), holds: &held.keys().cloned().collect() };
-        let payers = self.payers(db, &whom, &versions, now).await?;
+        let admits = batch.iter().any(|request| matches!(request.operation, Operation::Hold(_)));
+        let (payers, known) = self.payers(db, &whom, &versions, admits, now).await?;
         let days = days(db, batch).await?;
         let mut whose: Vec<AccountId> = accounts(&payers, &held, &days).into_iter().collect();
         whose.sort_unstable();
         let (pools, pool_versions) = self.locked_pools(db, &whose, &payers, now).await?;
-        let all = self.all_for(db, batch, &held, now).await?;
-        let ids: Vec<&str> = batch.iter().flat_map(|request| entry_ids(&request.operation)).map(|(_, id)| id).collect();
-        let booked = ledger::booked(db, &ids).await?;
-        let (entries, touched_holds, corrections) = (Vec::new(), BTreeSet::new(), Vec::new());
-        let mut ledger = Ledger { booked, holds: held, payers, accounts: pools, all, days, entries, touched_holds, corrections };
+        let all = self.all_for(db, admits, &held, now).await?;
+        let booked = match ids {
+            Ids::New => HashMap::new(),
+            Ids::Asked => {
+                let ids: Vec<&str> = batch.iter().flat_map(|request| entry_ids(&request.operation)).map(|(_, id)| id).collect();
+                ledger::booked(db, &ids).await?
+            }
+        };
+        let mut ledger = Ledger { booked, holds: held, accounts: pools, days, ..empty(payers, all) };
         if let Some(doubt) = doubt.take_if(|doubt| doubt.is_done(&ledger)) {
             kept.give_back(self, tx.commit_and_keep().await?);
             return Ok(Written { replies: doubt.replies, anything: true });
@@ -203,7 +284,7 @@ impl Shared {
             return Ok(Written { replies, anything: false });
         }
         let db = tx.connection()?;
-        let version = batch::write(db, &changes, &before, fastrand::u32(..)).await?;
+        let written = batch::write(db, &changes, &before, fastrand::u32(..)).await?;
         self.news.in_batch(db, &changes).await?;
         let Doubt { replies, changes } = doubt.insert(Doubt { changes, replies });
         let changed = changed_users(&ledger);
@@ -222,41 +303,57 @@ impl Shared {
         kept.give_back(self, connection);
         for (user, mut payer) in ledger.payers.into_iter().filter(|(user, _)| changed.contains(user)) {
             payer.book.prune(now);
-            self.keep_user(&user, UserVersion::written(versions.get(&user), version), now, Arc::new(payer));
+            // A row that is new has no version yet.
+            let row = written.get(&user).copied().unwrap_or_default();
+            self.keep_user(&user, UserVersion::written(known.get(&user), row), now, Arc::new(payer));
         }
         for (account, mut pool) in ledger.accounts {
             pool.prune(now);
-            let version = if touched.contains(&account) { Some(version) } else { pool_versions.get(&account).copied() };
-            if let Some(version) = version {
+            if let Some(version) = pool_versions.get(&account) {
+                let version = version + i64::from(touched.contains(&account));
                 self.keep_account(&account, version, now, Arc::new(pool));
             }
         }
         Ok(Written { replies, anything: true })
     }
 
-    /// The users of a batch, from memory where it has the version that is locked.
+    /// The users of a batch, from memory where it has the version that is locked, and the versions by which they are known. What pays for
+    /// them decides only where something is admitted, so only then it is asked for.
     async fn payers(
         &self,
         db: &mut Connection,
         users: &[UserId],
-        versions: &HashMap<UserId, UserVersion>,
+        rows: &HashMap<UserId, RowVersion>,
+        admits: bool,
         now: DateTime<Utc>,
-    ) -> Result<HashMap<UserId, Payer>, StoreError> {
-        let mut payers = HashMap::with_capacity(users.len());
+    ) -> Result<(HashMap<UserId, Payer>, HashMap<UserId, UserVersion>), StoreError> {
+        let standings = if admits { batch::standings(db, users).await? } else { HashMap::new() };
+        let (mut payers, mut versions) = (HashMap::with_capacity(users.len()), HashMap::with_capacity(users.len()));
         let mut missing = Vec::new();
         for user in users {
-            match versions.get(user) {
-                None => drop(payers.insert(user.clone(), self.unknown(now))),
-                Some(version) => match self.known(user, *version, now) {
-                    Some(payer) => drop(payers.insert(user.clone(), Payer::clone(&payer))),
-                    None => missing.push(user.clone()),
-                },
+            let Some(row) = rows.get(user) else {
+                payers.insert(user.clone(), self.unknown(now));
+                continue;
+            };
+            let is_right = |version: &UserVersion| match standings.get(user) {
+                Some(standing) => *version == standing.version,
+                None => version.row == *row,
+            };
+            match self.known(user, is_right, now) {
+                Some(known) => {
+                    versions.insert(user.clone(), known.version);
+                    payers.insert(user.clone(), Payer::clone(&known.value));
+                }
+                None => missing.push(user.clone()),
             }
         }
         if !missing.is_empty() {
+            // The versions first: what is read after them is at least as new.
+            let standings = batch::standings(db, &missing).await?;
+            versions.extend(standings.into_iter().map(|(user, standing)| (user, standing.version)));
             payers.extend(load::payers(db, &self.catalogue, &missing, now).await?);
         }
-        Ok(payers)
+        Ok((payers, versions))
     }
 
     async fn locked_pools(
@@ -291,17 +388,31 @@ impl Shared {
     async fn all_for(
         &self,
         db: &mut Connection,
-        batch: &[Request],
+        admits: bool,
         held: &HashMap<String, Hold>,
         now: DateTime<Utc>,
     ) -> Result<Book, StoreError> {
-        let admits = batch.iter().any(|request| matches!(request.operation, Operation::Hold(_)));
         if self.catalogue.global.is_none() || !admits {
             return Ok(Book::new(now, &SpentByDay::new(), Money::ZERO, []));
         }
         batch::lock_all(db).await?;
         let open = held.values().filter(|hold| hold.is_open(now)).map(Hold::promise).collect();
         self.read_all(db, open, now).await
+    }
+}
+
+/// A ledger in which nothing else is known.
+fn empty(payers: HashMap<UserId, Payer>, all: Book) -> Ledger {
+    Ledger {
+        booked: HashMap::new(),
+        holds: HashMap::new(),
+        payers,
+        accounts: HashMap::new(),
+        all,
+        days: HashMap::new(),
+        entries: Vec::new(),
+        touched_holds: BTreeSet::new(),
+        corrections: Vec::new(),
     }
 }
 
