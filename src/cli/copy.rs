@@ -45,7 +45,9 @@ pub async fn run(args: Args, machine: &Machine) -> anyhow::Result<ExitCode> {
     let found = found.context("the copy is not finished; the same command goes on where it stopped")?;
     tell(&found);
     if !found.is_good() {
-        say("The copy is NOT the same as its source, and no service starts on it. Where tables differ, something was changed while it ran, or between");
+        say(
+            "The copy is NOT the same as its source, and no service starts on it. Where tables differ, something was changed while it ran, or between",
+        );
         say("two runs: copy again into a new database. Where only counters disagree, `spendgate verify` says the same of the source.");
         return Ok(ExitCode::FAILURE);
     }
@@ -71,7 +73,8 @@ fn refused(error: CopyError) -> anyhow::Error {
 }
 
 async fn copy(copying: &mut Copying, machine: &Machine) -> anyhow::Result<Found> {
-    let bar = ProgressBar::no_length().with_style(ProgressStyle::with_template("{bar:30} {pos} of {len} rows ({per_sec}, {eta} left) {msg}")?);
+    let bar =
+        ProgressBar::no_length().with_style(ProgressStyle::with_template("{bar:30} {pos} of {len} rows ({per_sec}, {eta} left) {msg}")?);
     bar.enable_steady_tick(TICK);
     let (before, _) = copying.progress();
     bar.set_position(u64::try_from(before)?);
@@ -95,7 +98,8 @@ async fn copy(copying: &mut Copying, machine: &Machine) -> anyhow::Result<Found>
 fn tell(found: &Found) {
     let sums = |tally: &Tally| tally.sums.iter().map(|(name, sum)| format!("{name} {sum}")).collect::<Vec<_>>().join(", ");
     let lines = found.tables.iter().map(|(name, source, target)| {
-        let verdict = if source == target { "the same".to_owned() } else { format!("DIFFERS: {} rows there, {}", target.rows, sums(target)) };
+        let verdict =
+            if source == target { "the same".to_owned() } else { format!("DIFFERS: {} rows there, {}", target.rows, sums(target)) };
         vec![(*name).to_owned(), format!("{} rows", source.rows), sums(source), verdict]
     });
     say(table(&lines.collect::<Vec<_>>()));

@@ -25,7 +25,8 @@ const FORGET_ID: &str = "DELETE FROM copy_source";
 const PROGRESS: &str = "SELECT source, origin, table_name, place, copied, finished_at FROM copying WHERE \"only\" = 1";
 const BEGIN: &str = "INSERT INTO copying (\"only\", source, origin, table_name, copied, started_at) VALUES (1, $1, $2, $3, 0, $4)";
 /// Every page makes the count larger, so whoever goes on from another count is not alone.
-const GO_ON: &str = "UPDATE copying SET table_name = $1, place = $2, copied = $3 WHERE \"only\" = 1 AND copied = $4 AND finished_at IS NULL";
+const GO_ON: &str =
+    "UPDATE copying SET table_name = $1, place = $2, copied = $3 WHERE \"only\" = 1 AND copied = $4 AND finished_at IS NULL";
 const FINISH: &str = "UPDATE copying SET finished_at = $1 WHERE \"only\" = 1 AND copied = $2 AND finished_at IS NULL";
 /// What reads everything takes as long as it takes, and the one side may wait for the other.
 const TAKE_YOUR_TIME: [&str; 2] = ["SET LOCAL statement_timeout = 0", "SET LOCAL idle_in_transaction_session_timeout = 0"];
@@ -57,7 +58,9 @@ pub enum CopyError {
     OtherSource(String),
     #[error("another copy to the same target is at work")]
     NotAlone,
-    #[error("table `{table}`, the row with the key {key}: `{column}` has a NUL character, which Postgres cannot store; change it at the source")]
+    #[error(
+        "table `{table}`, the row with the key {key}: `{column}` has a NUL character, which Postgres cannot store; change it at the source"
+    )]
     Nul { table: &'static str, key: String, column: &'static str },
     #[error("table `{table}`, up to the row with the key {key}: {error}")]
     Write { table: &'static str, key: String, error: StoreError },

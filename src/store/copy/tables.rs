@@ -140,15 +140,7 @@ const TABLES: [Declared; 15] = [
     Declared {
         name: "requests",
         key: &[text("subject")],
-        rest: &[
-            text("kind"),
-            int("requested_seq"),
-            int("applied_seq"),
-            int("tries"),
-            int("due_at"),
-            int("given_up_at"),
-            text("error"),
-        ],
+        rest: &[text("kind"), int("requested_seq"), int("applied_seq"), int("tries"), int("due_at"), int("given_up_at"), text("error")],
         sums: &[],
     },
     Declared {
@@ -219,7 +211,8 @@ impl Table {
             Kind::Text => "text",
             Kind::Bytes => "bytea",
         });
-        let arrays = numbers(columns.len()).iter().zip(kinds).map(|(number, kind)| format!("{number}::{kind}[]")).collect::<Vec<_>>().join(", ");
+        let arrays =
+            numbers(columns.len()).iter().zip(kinds).map(|(number, kind)| format!("{number}::{kind}[]")).collect::<Vec<_>>().join(", ");
         let (slot, zero) = if name == OF_ALL { (", slot", ", 0") } else { ("", "") };
         let keys = declared.key.len();
         Self {
