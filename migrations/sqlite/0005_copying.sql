@@ -11,7 +11,7 @@ CREATE TABLE copying (
     -- Rows of all tables that are here.
     copied      INTEGER NOT NULL,
     started_at  INTEGER NOT NULL,
-    -- When both sides were found to be the same; until then no service starts here.
+    -- When all was here, once both sides were found to be the same; until then no service starts here.
     finished_at INTEGER
 ) STRICT;
 

@@ -19,10 +19,10 @@ const TICK: Duration = Duration::from_millis(120);
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The SQLite database that is copied, as DATABASE_URL has it; its service must be stopped, and nothing is deleted there.
+    /// The SQLite database that is copied, as `DATABASE_URL` has it; its service must be stopped, and nothing is deleted there.
     #[arg(long, value_name = "sqlite:…")]
     from: String,
-    /// The Postgres that takes it, as DATABASE_URL has it: a new database, or one where this copy was stopped. PGPASSWORD may have the
+    /// The Postgres that takes it, as `DATABASE_URL` has it: a new database, or one where this copy was stopped. `PGPASSWORD` may have the
     /// password.
     #[arg(long, value_name = "postgres://…")]
     to: String,
