@@ -1,6 +1,7 @@
 //! The command line: a file for each command.
 
 mod check_config;
+mod copy;
 mod demo;
 mod fake_stripe;
 mod keys;
@@ -74,6 +75,8 @@ enum Command {
     Sync(sync::Args),
     /// Recompute every counter from the ledger's rows, and say whether they agree (1 where they do not).
     Verify,
+    /// Move a whole database from SQLite to Postgres, or go on with a copy that was stopped; the service must not be running.
+    Copy(copy::Args),
     /// Set the account at Stripe up for this service, and check it.
     #[command(subcommand)]
     Stripe(stripe::Command),
@@ -104,6 +107,7 @@ impl Cli {
             Command::Status(args) => status::run(args, machine).await,
             Command::Sync(args) => sync::run(args, &machine).await,
             Command::Verify => verify::run(&machine).await,
+            Command::Copy(args) => copy::run(args, &machine).await,
             Command::Stripe(command) => stripe::run(command, &machine).await,
             Command::Keys(keys) => keys::run(keys, &machine).await.map(|()| ExitCode::SUCCESS),
         };

@@ -25,7 +25,8 @@ fn main() -> ExitCode {
     }
     let cli = Cli::parse();
     let filter = match std::env::var("RUST_LOG").ok().filter(|text| !text.is_empty()) {
-        None => EnvFilter::new(if cli.is_service() { "info" } else { "warn" }),
+        // Commands that read everything take their time: that a statement is slow is nothing to be told.
+        None => EnvFilter::new(if cli.is_service() { "info" } else { "warn,sqlx=error" }),
         Some(text) => match EnvFilter::try_new(text) {
             Ok(filter) => filter,
             Err(error) => return fail(&format!("RUST_LOG: {error}; a level such as info or debug would do")),

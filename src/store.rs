@@ -4,6 +4,7 @@ pub mod accounts;
 mod address;
 mod backend;
 pub mod batch;
+pub mod copy;
 pub mod holds;
 pub mod inbox;
 pub mod journal;

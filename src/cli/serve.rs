@@ -22,7 +22,7 @@ use crate::http::auth::{ENVIRONMENT_KEY_ID, KeyRing, Scopes, digest, new_key};
 use crate::http::{self, App};
 use crate::meter::{Clock, Meter, Settings};
 use crate::store::keys::StoredKey;
-use crate::store::{Address, Backend, Store, keys, links};
+use crate::store::{Address, Backend, Store, copy, keys, links};
 use crate::stripe::client::Client;
 use crate::sync::Rules;
 use crate::sync::asking::{Asker, Tell};
@@ -53,7 +53,7 @@ impl Server {
         if let Backend::Sqlite(files) = store.backend() {
             files.leave_the_logs().await?;
         }
-        let new_admin_key = first_key(&store, config.admin_api_key.as_ref(), machine).await?;
+        let new_admin_key = first_write(&store, config, machine).await?;
         let listener = TcpListener::bind(config.listen_addr).await.map_err(|error| cannot_listen(config.listen_addr, error))?;
         let address = listener.local_addr()?;
         let catalogue = Arc::new(catalogue);
@@ -184,10 +184,19 @@ pub fn lock(database: &Address) -> anyhow::Result<Option<File>> {
     }
 }
 
-/// Stores the admin key that came from outside; without one, and without any key at all, makes the first.
-async fn first_key(store: &Store, given: Option<&AdminKey>, machine: &Machine) -> anyhow::Result<Option<String>> {
-    let now = (machine.clock)();
+/// Stores the admin key that came from outside; without one, and without any key at all, makes the first. A database that is not all here
+/// yet is refused.
+async fn first_write(store: &Store, config: &Config, machine: &Machine) -> anyhow::Result<Option<String>> {
+    let (now, given) = ((machine.clock)(), config.admin_api_key.as_ref());
     let mut tx = store.begin().await?;
+    if let Some(origin) = copy::unfinished(tx.connection()?).await? {
+        let why = format!(
+            "DATABASE_URL: {} is the unfinished copy of {origin}; `spendgate copy --from sqlite:{origin} --to <the address in DATABASE_URL>` finishes it",
+            config.database
+        );
+        return Err(Misconfigured(why).into());
+    }
+    copy::forget_source(tx.connection()?).await?;
     let mut made = None;
     if let Some(AdminKey(key)) = given {
         let stored = StoredKey {

@@ -13,7 +13,7 @@ use super::{Machine, open_store, read_catalogue, say, stripe};
 use crate::domain::catalogue::Catalogue;
 use crate::meter::Clock;
 use crate::store::reconciliation::{Drift, Phase};
-use crate::store::{StoreError, accounts};
+use crate::store::{StoreError, accounts, copy};
 use crate::sync::Rules;
 use crate::sync::asking::Asker;
 use crate::sync::reconcile::{CompareError, Mode, Reconciler};
@@ -42,6 +42,9 @@ pub async fn run(args: Args, machine: &Machine) -> anyhow::Result<ExitCode> {
     let reads = machine.clock.clone();
     let clock: Clock = Arc::new(move || reads().trunc_subsecs(6));
     let store = open_store(&config).await?;
+    let mut tx = store.begin().await?;
+    copy::forget_source(tx.connection()?).await?;
+    tx.commit().await?;
     let rules = Rules { livemode: config.stripe.livemode(), asks: true };
     // Nobody else has anything in memory.
     let asker = Asker::new(store.clone(), Arc::new(catalogue), client, clock, Arc::new(|_| {}));

@@ -154,7 +154,12 @@ impl Row {
         Ok(on!(&self.0, |row| row.try_get(column))?)
     }
 
+    /// The column at a place, counted from 0.
+    pub(super) fn at<T: Readable>(&self, place: usize) -> Result<T, StoreError> {
+        Ok(on!(&self.0, |row| row.try_get(place))?)
+    }
+
     fn first<T: Readable>(&self) -> Result<T, StoreError> {
-        Ok(on!(&self.0, |row| row.try_get(0))?)
+        self.at(0)
     }
 }

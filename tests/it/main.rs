@@ -7,6 +7,7 @@ mod app;
 mod asking;
 mod auth;
 mod cli;
+mod copy;
 mod demo_routes;
 mod disk_full;
 mod durability;

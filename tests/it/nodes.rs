@@ -118,9 +118,9 @@ async fn batches_that_name_each_others_users_and_accounts_stop_nobody() {
         }
     }
     let post = |number: usize| {
-        let node = if number % 2 == 0 { &one } else { &*other };
+        let node = if number.is_multiple_of(2) { &one } else { &*other };
         // Some forwards, some backwards.
-        let users = (0..12).map(|step| if number % 3 == 0 { step } else { 11 - step });
+        let users = (0..12).map(|step| if number.is_multiple_of(3) { step } else { 11 - step });
         let records: Vec<Value> =
             users.map(|user| json!({"id": format!("{number}-{user}"), "user_id": format!("u{user}"), "cost": "0.000001"})).collect();
         async move { node.post("/v1/usage", json!(records)).await.ok() }
