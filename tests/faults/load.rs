@@ -127,6 +127,12 @@ impl Load {
         drop(reached.expect("the harness is void: the load did not get so far").unwrap());
     }
 
+    /// Waits until so many more were acknowledged.
+    pub async fn until_more(&self, count: usize) {
+        let now = self.told.borrow().acknowledged.len();
+        self.until(|told| now + count <= told.acknowledged.len()).await;
+    }
+
     /// To be called at the moment before a fault.
     pub fn begins(&self) {
         self.before.store(self.told.borrow().acknowledged.len(), Ordering::Relaxed);

@@ -1,13 +1,15 @@
-//! What the service survives: kills, power cuts, a disk that fails. The real binary is put under load, something breaks, it is
+//! What the service survives: kills, power cuts, a disk that fails, a Postgres whose primary dies. The real binary is put under load, something breaks, it is
 //! started again, and each write that it acknowledged must be there once. Each fault has a control that must show itself, or the
 //! harness is void. `FAULTS=long` takes more of each. (A disk that fills up is in `tests/it/disk_full.rs`.)
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that panics has failed, which is what it is for")]
 #![expect(clippy::disallowed_methods, reason = "how long it may take, and whether it runs in CI, is told by the environment")]
 
+mod failover;
 mod io_errors;
 mod kills;
 mod load;
 mod power_cuts;
+mod servers;
 mod service;
 
 use std::process::Command;

@@ -13,6 +13,8 @@ pub struct Service {
     child: Child,
     pub url: String,
     folder: PathBuf,
+    /// Where it is not a file in the folder.
+    database: Option<PathBuf>,
     /// Kept open: the service has more to say than is read.
     _says: BufReader<ChildStdout>,
 }
@@ -21,6 +23,7 @@ impl Service {
     /// Starts the service on what is in `folder`, with `environment` beside its own settings, and waits until it listens.
     pub fn start(folder: &Path, environment: &[(&str, &Path)]) -> Self {
         let mut command = spendgate(folder);
+        let database = environment.iter().find(|(name, _)| *name == "DATABASE_URL").map(|(_, url)| (*url).to_owned());
         // Its log would tell of each fault that it is made to meet; what ends it is told all the same.
         command.env("LISTEN_ADDR", "127.0.0.1:0").env("ADMIN_API_KEY", ADMIN_KEY).env("RUST_LOG", "off");
         let mut child = command.envs(environment.iter().copied()).stdout(Stdio::piped()).spawn().unwrap();
@@ -29,7 +32,7 @@ impl Service {
         says.read_line(&mut line).unwrap();
         let url = line.split_whitespace().find(|word| word.starts_with("http://"));
         let url = url.unwrap_or_else(|| panic!("it says {line:?}, and not where it listens")).trim_end_matches('.').to_owned();
-        Self { child, url, folder: folder.to_owned(), _says: says }
+        Self { child, url, folder: folder.to_owned(), database, _says: says }
     }
 
     /// Stops each thread where it is, as a power cut does: one that waits for the disk never comes back from there, and nobody is answered
@@ -61,7 +64,9 @@ impl Service {
 
     /// Another process recomputes every counter on connections of its own, beside this one. Gives the entries that it sees.
     pub fn verify(&self) -> u64 {
-        let verified = spendgate(&self.folder).arg("verify").output().unwrap();
+        let mut verify = spendgate(&self.folder);
+        verify.envs(self.database.as_ref().map(|url| ("DATABASE_URL", url))).env("RUST_LOG", "off");
+        let verified = verify.arg("verify").output().unwrap();
         let said = String::from_utf8(verified.stdout).unwrap();
         assert!(verified.status.success(), "{said}{}", String::from_utf8_lossy(&verified.stderr));
         let words: Vec<&str> = said.split_whitespace().collect();

@@ -26,12 +26,12 @@ use crate::store::{Connection, StoreError, Tx, holds, ledger};
 const PROBE_EVERY: Duration = Duration::from_millis(500);
 /// How often a batch is done again because another node was in the way. Each time somebody else went on.
 const CONFLICTS_MAX: u32 = 20;
-/// How long a batch is tried again while there is no primary: as long as one takes to be promoted.
-const PATIENCE: Duration = Duration::from_secs(8);
+/// How long a batch is tried again while there is no primary: a standby that is promoted at once is found within it. Then callers are told.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// Between two tries while there is no primary.
 const PAUSE: Duration = Duration::from_millis(50);
 /// A database that takes longer for one try does not answer.
-const TIMEOUT: Duration = Duration::from_secs(6);
+const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What is believed of the ids of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -51,10 +51,11 @@ const TABLES: [Declared; 15] = [
             text("manual_reason"),
             int("manual_set_at"),
             int("manual_ends_at"),
+            int("version"),
         ],
         sums: &["spent", "entries"],
     },
-    Declared { name: "accounts", key: &[text("account_id")], rest: &[int("created_at")], sums: &[] },
+    Declared { name: "accounts", key: &[text("account_id")], rest: &[int("created_at"), int("version")], sums: &[] },
     Declared {
         name: "customers",
         key: &[text("customer")],
