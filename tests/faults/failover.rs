@@ -2,6 +2,11 @@
 //! themselves.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
 
 use crate::load::Load;
 use crate::servers::Server;
@@ -80,4 +85,70 @@ async fn the_control_a_standby_that_nobody_waits_for_loses_acknowledged_writes()
     load.until_more(20).await;
     callers.stop().await;
     load.check(&service, "after the failover").await;
+}
+
+/// Stands between the service and the server, and loses answers: the server did what was asked, and nobody is told.
+struct Lossy {
+    folder: tempfile::TempDir,
+    /// Of a thousand answers so many are lost, and their connections with them.
+    per_mille: AtomicU32,
+    lost: AtomicU32,
+}
+
+impl Lossy {
+    fn before(server: &Server) -> Arc<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(folder.path().join(".s.PGSQL.5432")).unwrap();
+        let lossy = Arc::new(Self { folder, per_mille: AtomicU32::new(0), lost: AtomicU32::new(0) });
+        let (between, behind) = (lossy.clone(), server.socket());
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let (between, server) = (between.clone(), UnixStream::connect(&behind).await.unwrap());
+                // A connection that ends, or is ended, is no fault here.
+                tokio::spawn(async move { between.carry(client, server).await });
+            }
+        });
+        lossy
+    }
+
+    async fn carry(&self, mut client: UnixStream, mut server: UnixStream) -> std::io::Result<()> {
+        let (mut asked, mut answered) = ([0; 65_536], [0; 65_536]);
+        loop {
+            tokio::select! {
+                size = client.read(&mut asked) => match size? {
+                    0 => return Ok(()),
+                    size => server.write_all(&asked[..size]).await?,
+                },
+                size = server.read(&mut answered) => match size? {
+                    0 => return Ok(()),
+                    _ if fastrand::u32(0..1000) < self.per_mille.load(Ordering::Relaxed) => {
+                        self.lost.fetch_add(1, Ordering::Relaxed);
+                        return Ok(());
+                    }
+                    size => client.write_all(&answered[..size]).await?,
+                },
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_whose_answer_is_lost_has_exactly_one_effect() {
+    let server = Server::make(&["shared_buffers = 32MB"]);
+    server.sql("CREATE DATABASE spendgate");
+    let lossy = Lossy::before(&server);
+    let folder = tempfile::tempdir().unwrap();
+    let socket = lossy.folder.path().to_string_lossy().replace('/', "%2F");
+    let url = format!("postgres://postgres@{socket}/spendgate");
+    let service = Service::start(folder.path(), &[("DATABASE_URL", Path::new(&url))]);
+    let load = Load::new();
+    let callers = load.start(&service);
+    load.until(|told| 50 <= told.acknowledged.len()).await;
+    lossy.per_mille.store(30, Ordering::Relaxed);
+    load.until_more(600).await;
+    lossy.per_mille.store(0, Ordering::Relaxed);
+    callers.stop().await;
+    load.check(&service, "after lost answers").await;
+    let lost = lossy.lost.load(Ordering::Relaxed);
+    assert!(10 < lost, "the harness is void: {lost} answers were lost");
 }
