@@ -128,6 +128,12 @@ impl Book {
         budgets.limits.iter().map(one).collect()
     }
 
+    /// Whether [`Book::budgets`] would know every one of `budgets`.
+    pub fn counts(&self, budgets: &Budgets, billing: Option<BillingPeriod>, now: DateTime<Utc>) -> bool {
+        let mut periods = budgets.limits.keys();
+        self.as_of <= now && periods.all(|period| self.spent(*period, period.window(now, billing)).is_some())
+    }
+
     /// Whether `cost` more can be counted at all.
     pub fn can_add(&self, cost: Money) -> bool {
         self.total.checked_add(cost).is_some()

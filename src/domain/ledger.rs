@@ -38,6 +38,11 @@ impl Payer {
     pub fn budgets(&self, pool: Option<&Book>, standing: &Standing<'_>, now: DateTime<Utc>) -> Option<Vec<Budget>> {
         pool.unwrap_or(&self.book).budgets(&standing.tier.budgets, standing.seats, standing.grant.billing, now)
     }
+
+    /// Whether `pool`, or what he spent himself, counts every window that is open at `now`.
+    pub fn counts(&self, pool: Option<&Book>, standing: &Standing<'_>, now: DateTime<Utc>) -> bool {
+        pool.unwrap_or(&self.book).counts(&standing.tier.budgets, standing.grant.billing, now)
+    }
 }
 
 /// A day's sum of one user and one model (empty where none was named).

@@ -38,6 +38,7 @@ pub async fn ready(State(app): State<Arc<App>>) -> Result<Json<Value>, Problem> 
         "status": "ready",
         "webhook": webhook,
         "stripe_sync": stripe_sync,
+        "retried_batches": app.meter.retries(),
         "tiers": app.catalogue.tiers().len(),
     })))
 }

@@ -227,13 +227,12 @@ impl Shared {
             Some(limits) => {
                 let known = self.all.lock().unwrap_or_else(PoisonError::into_inner).clone();
                 let (_, book) = known.filter(|(as_of, _)| self.is_recent(*as_of, now))?;
-                book.budgets(limits, 1, None, now)?;
-                Some(book)
+                Some(Some(book).filter(|book| book.counts(limits, None, now))?)
             }
         };
         let see = |user: &UserId| {
             let known = self.users.get(user).filter(|known| self.is_recent(known.as_of, now))?;
-            if self.max_staleness < (now - known.as_of) * 2 && !known.is_awaited.swap(true, Ordering::Relaxed) {
+            if self.max_staleness * 3 < (now - known.as_of) * 4 && !known.is_awaited.swap(true, Ordering::Relaxed) {
                 // He is asked for often, so he is looked up again before he is too old. Where too many are, he ages.
                 let _ = ahead.try_send(user.clone());
             }
@@ -242,8 +241,8 @@ impl Shared {
                 None => None,
                 Some(account) => Some(self.accounts.get(account).filter(|pool| self.is_recent(pool.as_of, now))?.value.clone()),
             };
-            known.value.budgets(pool.as_deref(), &standing, now)?;
-            Some(Seen { payer: known.value.clone(), pool, all: all.clone(), now })
+            let counts = known.value.counts(pool.as_deref(), &standing, now);
+            counts.then(|| Seen { payer: known.value.clone(), pool, all: all.clone(), now })
         };
         users.iter().map(see).collect()
     }
@@ -252,7 +251,7 @@ impl Shared {
     fn known(&self, user: &UserId, is_right: impl Fn(&UserVersion) -> bool, now: DateTime<Utc>) -> Option<Arc<Known<UserVersion, Payer>>> {
         let known = self.users.get(user).filter(|known| is_right(&known.version))?;
         let standing = known.value.profile.standing(&self.catalogue, now);
-        known.value.budgets(None, &standing, now).map(|_| known)
+        known.value.counts(None, &standing, now).then_some(known)
     }
 
     fn keep_user(&self, user: &UserId, version: UserVersion, as_of: DateTime<Utc>, value: Arc<Payer>) {
@@ -262,7 +261,7 @@ impl Shared {
     /// An account at this version, where memory has it and counts the windows that these users need at `now`.
     fn known_account(&self, account: &AccountId, version: RowVersion, members: &[&Payer], now: DateTime<Utc>) -> Option<Arc<Book>> {
         let known = self.accounts.get(account).filter(|known| known.version == version)?;
-        let counts = |payer: &&Payer| payer.budgets(Some(&known.value), &payer.profile.standing(&self.catalogue, now), now).is_some();
+        let counts = |payer: &&Payer| payer.counts(Some(&known.value), &payer.profile.standing(&self.catalogue, now), now);
         members.iter().all(counts).then(|| known.value.clone())
     }
 

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
 
+use super::backend::by_list;
 use super::{Connection, Row, StoreError, corrupt, from_micros, list, micros};
 use crate::domain::money::Money;
 use crate::domain::subscription::Customer;
@@ -27,11 +28,11 @@ pub struct StoredCustomer {
     pub state: Customer,
 }
 
-const USERS: &str = "SELECT users.user_id, users.account_id, spent, entries, manual_tier, manual_reason, manual_set_at, manual_ends_at, \
-     COALESCE(theirs.customer, his.customer) AS customer, CASE WHEN theirs.customer IS NULL THEN his.state ELSE theirs.state END AS state \
-     FROM users LEFT JOIN customers theirs ON theirs.account_id = users.account_id \
-     LEFT JOIN customers his ON his.user_id = users.user_id \
-     WHERE users.user_id IN (SELECT value FROM json_each($1))";
+const USERS: (&str, &str) = by_list!(
+    "SELECT users.user_id, users.account_id, spent, entries, manual_tier, manual_reason, manual_set_at, manual_ends_at, COALESCE(theirs.customer, his.customer) AS customer, CASE WHEN theirs.customer IS NULL THEN his.state ELSE theirs.state END AS state FROM users LEFT JOIN customers theirs ON theirs.account_id = users.account_id LEFT JOIN customers his ON his.user_id = users.user_id WHERE users.user_id",
+    "$1",
+    ""
+);
 const USER_IDS: &str = "SELECT user_id FROM users WHERE $1 < user_id ORDER BY user_id LIMIT $2";
 const MEET: &str = "INSERT INTO users (user_id, created_at) VALUES ($1, $2) ON CONFLICT (user_id) DO NOTHING";
 const SET_TIER: &str = "UPDATE users SET manual_tier = $2, manual_reason = $3, manual_set_at = $4, manual_ends_at = $5, version = version + 1 \
@@ -51,7 +52,7 @@ const AUDIT: &str = "INSERT INTO audit (at, key_id, account_id, user_id, change,
 
 /// Those of `users` that are known; the others are absent from the answer.
 pub async fn users(db: &mut Connection, users: &[UserId]) -> Result<HashMap<UserId, StoredUser>, StoreError> {
-    let rows = db.query(USERS).bind(list(users.iter().map(UserId::as_str))).fetch_all().await?;
+    let rows = db.query_of(USERS.0, USERS.1).bind(list(users.iter().map(UserId::as_str))).fetch_all().await?;
     rows.iter().map(|row| Ok((user_id(row.try_get("user_id")?)?, read_user(row)?))).collect()
 }
 

@@ -27,6 +27,25 @@ macro_rules! on {
 
 pub(super) use on;
 
+/// A statement that finds rows by a list ($1 and so on) of texts, or of numbers, for SQLite and for Postgres: there a list that is a query
+/// is joined, and with that a table may be read from its beginning to its end.
+macro_rules! by_list {
+    ($before:literal, $list:literal, $after:literal) => {
+        (
+            concat!($before, " IN (SELECT value FROM json_each(", $list, "))", $after),
+            concat!($before, " = ANY(ARRAY(SELECT value FROM json_each(", $list, ")))", $after),
+        )
+    };
+    ($before:literal, number $list:literal, $after:literal) => {
+        (
+            concat!($before, " IN (SELECT CAST(value AS BIGINT) FROM json_each(", $list, "))", $after),
+            concat!($before, " = ANY(ARRAY(SELECT CAST(value AS BIGINT) FROM json_each(", $list, ")))", $after),
+        )
+    };
+}
+
+pub(super) use by_list;
+
 /// A connection that goes back to its pool, in or outside a transaction.
 pub type Connection = Backend<sqlx::pool::PoolConnection<Sqlite>, sqlx::pool::PoolConnection<Postgres>>;
 

@@ -5,14 +5,15 @@ use std::collections::HashMap;
 use chrono::{DateTime, Utc};
 
 use super::accounts::{account_id, money, user_id};
+use super::backend::by_list;
 use super::{Connection, Row, StoreError, fingerprint, from_micros, list, micros};
 use crate::domain::book::OpenHold;
 use crate::domain::operation::{Hold, HoldEnd};
 use crate::domain::user::{AccountId, UserId};
 
-const BY_ID: &str = "SELECT * FROM holds WHERE id IN (SELECT value FROM json_each($1))";
-const OPEN: &str = "SELECT user_id, id, amount, expires_at FROM holds \
-     WHERE ended_at IS NULL AND user_id IN (SELECT value FROM json_each($1)) AND $2 < expires_at";
+const BY_ID: (&str, &str) = by_list!("SELECT * FROM holds WHERE id", "$1", "");
+const OPEN: (&str, &str) =
+    by_list!("SELECT user_id, id, amount, expires_at FROM holds WHERE ended_at IS NULL AND user_id", "$1", " AND $2 < expires_at");
 const OPEN_OF_ACCOUNT: &str =
     "SELECT user_id, id, amount, expires_at FROM holds WHERE ended_at IS NULL AND account_id = $1 AND $2 < expires_at";
 const OPEN_OF_ALL: &str = "SELECT user_id, id, amount, expires_at FROM holds WHERE ended_at IS NULL AND $1 < expires_at";
@@ -27,7 +28,7 @@ pub async fn by_id(db: &mut Connection, ids: &[&str]) -> Result<HashMap<String, 
     if ids.is_empty() {
         return Ok(HashMap::new());
     }
-    let rows = db.query(BY_ID).bind(list(ids.iter().copied())).fetch_all().await?;
+    let rows = db.query_of(BY_ID.0, BY_ID.1).bind(list(ids.iter().copied())).fetch_all().await?;
     rows.iter().map(|row| Ok((row.try_get("id")?, read(row)?))).collect()
 }
 
@@ -43,7 +44,7 @@ pub fn id_hash(id: &str) -> i64 {
 
 /// What is held at `now` for each of `users`.
 pub async fn open(db: &mut Connection, users: &[UserId], now: DateTime<Utc>) -> Result<HashMap<UserId, Vec<OpenHold>>, StoreError> {
-    let query = db.query(OPEN).bind(list(users.iter().map(UserId::as_str))).bind(micros(now));
+    let query = db.query_of(OPEN.0, OPEN.1).bind(list(users.iter().map(UserId::as_str))).bind(micros(now));
     let mut open: HashMap<UserId, Vec<OpenHold>> = HashMap::new();
     for row in query.fetch_all().await? {
         open.entry(user_id(row.try_get("user_id")?)?).or_default().push(read_open(&row)?);

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
+use super::backend::by_list;
 use super::requests::Ticket;
 use super::{Connection, Row, StoreError, corrupt, from_micros, list, micros};
 
@@ -103,7 +104,7 @@ const SETTLE_AWAITING: &str = "UPDATE inbox SET state = $3, effect = $4, applied
      alerts = CASE WHEN seq = (SELECT MAX(seq) FROM inbox WHERE customer = $1 AND requested_seq <= $2) THEN $5 ELSE '[]' END \
      WHERE customer = $1 AND requested_seq <= $2";
 const HAND_OVER: &str = "UPDATE inbox SET customer = $2, requested_seq = $4 WHERE customer = $1 AND requested_seq <= $3";
-const HAS: &str = "SELECT event_id FROM inbox WHERE event_id IN (SELECT value FROM json_each($1))";
+const HAS: (&str, &str) = by_list!("SELECT event_id FROM inbox WHERE event_id", "$1", "");
 const ONE: &str =
     "SELECT seq, event_id, kind, customer, received_at, applied_at, state, effect, alerts, body FROM inbox WHERE event_id = $1";
 const PAGE: &str = "SELECT seq, event_id, kind, customer, received_at, applied_at, state, effect, alerts FROM inbox \
@@ -151,7 +152,7 @@ pub async fn hand_over(db: &mut Connection, subscription: &str, customer: &str, 
 
 /// Those of `ids` that were received.
 pub async fn known(db: &mut Connection, ids: &[&str]) -> Result<HashSet<String>, StoreError> {
-    let found: Vec<String> = db.query(HAS).bind(list(ids.iter().copied())).scalars().await?;
+    let found: Vec<String> = db.query_of(HAS.0, HAS.1).bind(list(ids.iter().copied())).scalars().await?;
     Ok(found.into_iter().collect())
 }
 

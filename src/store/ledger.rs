@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 use siphasher::sip::SipHasher13;
 
 use super::accounts::{account_id, money, user_id};
+use super::backend::by_list;
 use super::{Connection, Row, StoreError, corrupt, from_micros, list, micros};
 use crate::domain::book::SpentByDay;
 use crate::domain::changes::Sum;
@@ -15,8 +16,11 @@ use crate::domain::operation::{Booked, EntryKind};
 use crate::domain::period::Window;
 use crate::domain::user::{AccountId, UserId};
 
-const BOOKED: &str =
-    "SELECT id, kind, fingerprint, happened_at, recorded_at FROM usage WHERE id_hash IN (SELECT CAST(value AS BIGINT) FROM json_each($1))";
+const BOOKED: (&str, &str) = by_list!(
+    "SELECT id, kind, fingerprint, happened_at, recorded_at FROM usage WHERE id_hash",
+    number "$1",
+    ""
+);
 const ID_HASHES: &str = "SELECT DISTINCT id_hash FROM usage WHERE $1 < id_hash ORDER BY id_hash LIMIT $2";
 const IDS: &str = "SELECT CAST(COALESCE(MAX(seq), 0) AS BIGINT) FROM usage";
 const DAY_OF_MODEL: &str = "SELECT account_id, CAST(SUM(spent) AS BIGINT) AS spent FROM ( \
@@ -26,8 +30,11 @@ const DAY_OF_MODEL: &str = "SELECT account_id, CAST(SUM(spent) AS BIGINT) AS spe
 const SPENT_BY_ALL: &str = "SELECT spent FROM spend_by_day_of_all";
 /// A day has several rows, which may add up to more than can be counted.
 const SPENT_BY_ALL_IN_SLOTS: &str = "SELECT CAST(LEAST(SUM(spent), 9223372036854775807) AS BIGINT) FROM spend_by_day_of_all GROUP BY day";
-const DAYS: &str = "SELECT user_id, day, CAST(SUM(spent) AS BIGINT) AS spent FROM spend_by_day \
-     WHERE user_id IN (SELECT value FROM json_each($1)) AND $2 <= day AND day < $3 GROUP BY user_id, day";
+const DAYS: (&str, &str) = by_list!(
+    "SELECT user_id, day, CAST(SUM(spent) AS BIGINT) AS spent FROM spend_by_day WHERE user_id",
+    "$1",
+    " AND $2 <= day AND day < $3 GROUP BY user_id, day"
+);
 const DAYS_OF_ALL: &str = "SELECT day, spent FROM spend_by_day_of_all WHERE $1 <= day AND day < $2";
 const DAYS_OF_ALL_IN_SLOTS: &str = "SELECT day, CAST(LEAST(SUM(spent), 9223372036854775807) AS BIGINT) AS spent FROM spend_by_day_of_all \
      WHERE $1 <= day AND day < $2 GROUP BY day";
@@ -76,7 +83,7 @@ pub async fn booked(db: &mut Connection, ids: &[&str]) -> Result<HashMap<(EntryK
         return Ok(HashMap::new());
     }
     let hashes = serde_json::Value::from_iter(ids.iter().map(|id| id_hash(id))).to_string();
-    let rows = db.query(BOOKED).bind(hashes).fetch_all().await?;
+    let rows = db.query_of(BOOKED.0, BOOKED.1).bind(hashes).fetch_all().await?;
     let read = |row: &Row| {
         let booked = Booked {
             fingerprint: super::fingerprint(row.try_get("fingerprint")?)?,
@@ -113,7 +120,7 @@ pub async fn day_of_model(db: &mut Connection, of: &DayOfModel) -> Result<SpentI
 
 /// What each of `users` spent on the days from `first` to before `end`.
 pub async fn days(db: &mut Connection, users: &[UserId], first: i64, end: i64) -> Result<HashMap<UserId, SpentByDay>, StoreError> {
-    let query = db.query(DAYS).bind(list(users.iter().map(UserId::as_str))).bind(first).bind(end);
+    let query = db.query_of(DAYS.0, DAYS.1).bind(list(users.iter().map(UserId::as_str))).bind(first).bind(end);
     let mut days: HashMap<UserId, SpentByDay> = HashMap::new();
     for row in query.fetch_all().await? {
         let spent = money(row.try_get("spent")?)?;

@@ -120,6 +120,9 @@ impl Cluster {
             if let Some(found) = primary(&roles) {
                 break found;
             }
+            if last.as_ref().is_some_and(|error| error.to_string().contains("startup parameter")) {
+                return Err(pooled());
+            }
             let refused = last.as_ref().is_some_and(|error| matches!(error, sqlx::Error::Database(error) if !is_starting(&**error)));
             if refused || deadline < tokio::time::Instant::now() {
                 return Err(last.map_or_else(|| corrupt("no host is a primary: all of them are standbys"), StoreError::from));
@@ -225,9 +228,19 @@ async fn who(connection: &mut PgConnection) -> Result<Role, sqlx::Error> {
     Ok(Role::Primary { timeline })
 }
 
+/// What comes with a connection does not reach the server.
+fn pooled() -> StoreError {
+    let why = "the settings of our connections do not reach the server: is a pooler (PgBouncer) between? Connect to Postgres itself; a node opens 12 connections";
+    StoreError(sqlx::Error::Configuration(why.into()))
+}
+
 /// What would cost money in silence, or only shows under load.
 async fn look(pool: &PgPool) -> Result<(), StoreError> {
     let mut first = pool.acquire().await?;
+    let timeout: String = sqlx::query_scalar("SHOW lock_timeout").persistent(false).fetch_one(&mut *first).await?;
+    if timeout != LOCK_TIMEOUT {
+        return Err(pooled());
+    }
     for (setting, loses) in [("fsync", "off"), ("synchronous_commit", "off"), ("full_page_writes", "off")] {
         let sql = AssertSqlSafe(format!("SHOW {setting}"));
         let value: String = sqlx::query_scalar(sql).persistent(false).fetch_one(&mut *first).await?;

@@ -1,7 +1,7 @@
 //! Postgres servers of one's own, each with its folder and its socket: they sync, and can be killed, followed and promoted.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 /// A server that ends with its handle.
@@ -11,8 +11,10 @@ pub struct Server {
 
 /// Debian keeps the server's programs out of the path, and the server refuses to run as root.
 fn program(name: &str) -> Command {
-    let told = Command::new("pg_config").arg("--bindir").output().expect("PostgreSQL is installed: apt-get install -y postgresql");
-    let path = Path::new(String::from_utf8_lossy(&told.stdout).trim()).join(name);
+    let newest = || fs::read_dir("/usr/lib/postgresql").ok()?.flatten().map(|version| version.path().join("bin")).max();
+    let told = Command::new("pg_config").arg("--bindir").output().map(|told| String::from_utf8_lossy(&told.stdout).trim().to_owned());
+    let told = told.ok().map(PathBuf::from).filter(|folder| folder.join("initdb").exists()).or_else(newest);
+    let path = told.expect("PostgreSQL is installed: apt-get install -y postgresql").join(name);
     if !is_root() {
         return Command::new(path);
     }

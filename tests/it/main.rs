@@ -17,6 +17,7 @@ mod fake_stripe;
 mod holds;
 mod model;
 mod nodes;
+mod odd_input;
 mod postgres;
 mod reconcile;
 mod recorded_events;
