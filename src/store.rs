@@ -53,9 +53,11 @@ impl StoreError {
         Self(sqlx::Error::Protocol(other.0.to_string()))
     }
 
-    /// Whether the database answered that it did nothing, for a reason that does not pass by itself or that another try finds out.
+    /// Whether the database answered that it did nothing because of what it was asked, and not because it cannot do anything.
     pub fn is_refusal(&self) -> bool {
-        self.0.as_database_error().is_some() && !self.may_pass()
+        // Classes 22 (data that it does not take), 23 (what would not fit together), 40 (another transaction).
+        let code = self.0.as_database_error().and_then(|error| error.code());
+        code.is_some_and(|code| ["22", "23", "40"].iter().any(|class| code.starts_with(class)))
     }
 
     /// Whether it may be over in a moment: the database was not reached, or is about to stop or to start, or is no primary any more.
@@ -71,6 +73,10 @@ impl StoreError {
 
     /// Whether another transaction was in the way: the same again goes well.
     pub fn is_conflict(&self) -> bool {
+        // A row that was there before.
+        if matches!(self.0, sqlx::Error::RowNotFound) {
+            return true;
+        }
         // A unique key that somebody else took meanwhile, a serialization failure, a deadlock that Postgres ended.
         let code = self.0.as_database_error().and_then(|error| error.code());
         code.is_some_and(|code| matches!(&*code, "23505" | "40001" | "40P01"))

@@ -6,7 +6,7 @@
 
 mod client;
 mod postgres;
-#[expect(dead_code, reason = "tests do more with them")]
+#[expect(dead_code, clippy::expect_used, reason = "tests do more with them, and a server that does not start ends the run")]
 #[path = "../../tests/faults/servers.rs"]
 mod servers;
 mod service;

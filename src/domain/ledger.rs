@@ -208,7 +208,10 @@ impl Ledger {
         if !hold.is_open(now) {
             return Err(Refusal::HoldEnded(Box::new(hold)));
         }
-        hold.expires_at = hold.expires_at.max(now + ttl);
+        if now + ttl <= hold.expires_at {
+            return Ok(Outcome::Extended(Box::new(hold)));
+        }
+        hold.expires_at = now + ttl;
         // A book that has the hold already takes it at its new place.
         self.in_each_book(&hold.user_id, hold.account.as_ref(), |book| book.hold(&hold.promise()))?;
         self.touched_holds.insert(hold_id.to_owned());

@@ -140,6 +140,12 @@ impl<T: DeserializeOwned> Params<T> {
     /// Reads what stands after the question mark.
     pub fn read(query: Option<&str>) -> Result<Self, Problem> {
         let query = query.unwrap_or_default();
+        // `%` is how a control character comes; most queries have none.
+        if query.contains('%')
+            && let Some((name, _)) = form_urlencoded::parse(query.as_bytes()).find(|(_, value)| value.chars().any(char::is_control))
+        {
+            return Err(Problem::invalid(&name, "has a control character"));
+        }
         // Keeping the path to a fault costs as much as reading, so it is kept only where there is one.
         if let Ok(params) = serde_urlencoded::from_str(query) {
             return Ok(Self(params));
@@ -166,6 +172,23 @@ impl<S: Sync + Send> FromRequestParts<S> for PathText {
         let Path(text) = Path::<String>::from_request_parts(parts, state)
             .await
             .map_err(|_| Problem::new(ErrorCode::NotFound, "the path is not percent-encoded UTF-8"))?;
+        Ok(Self(text))
+    }
+}
+
+/// An id in a path, which the store is asked for.
+#[derive(Debug)]
+pub struct PathId(pub String);
+
+impl<S: Sync + Send> FromRequestParts<S> for PathId {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let PathText(text) = PathText::from_request_parts(parts, state).await?;
+        // No id of anything has one, and Postgres cannot be asked for it.
+        if text.chars().any(char::is_control) {
+            return Err(Problem::new(ErrorCode::NotFound, "the path has a control character"));
+        }
         Ok(Self(text))
     }
 }

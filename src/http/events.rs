@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
 use super::auth::{Bearer, Scope, require};
-use super::body::{NoParams, Params, PathText};
+use super::body::{NoParams, Params, PathId};
 use super::error::{ErrorCode, Problem};
 use super::view::Moment;
 use super::{App, page};
@@ -158,7 +158,7 @@ pub async fn list(State(app): State<Arc<App>>, key: Bearer, Params(query): Param
 pub async fn show(
     State(app): State<Arc<App>>,
     key: Bearer,
-    PathText(event_id): PathText,
+    PathId(event_id): PathId,
     Params(NoParams {}): Params<NoParams>,
 ) -> Result<Response, Problem> {
     require(&app, &key, Scope::Admin).await?;
@@ -169,7 +169,7 @@ pub async fn show(
 pub async fn replay(
     State(app): State<Arc<App>>,
     key: Bearer,
-    PathText(event_id): PathText,
+    PathId(event_id): PathId,
     Params(NoParams {}): Params<NoParams>,
 ) -> Result<Response, Problem> {
     require(&app, &key, Scope::Admin).await?;

@@ -11,7 +11,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::auth::{Bearer, Scope, require};
-use super::body::{self, Name, NoParams, Params, PathText};
+use super::body::{self, Name, NoParams, Params, PathId};
 use super::error::{ErrorCode, Problem};
 use super::usage::{Metadata, Tokens};
 use super::view::{Ask, DecisionView, Moment};
@@ -212,7 +212,7 @@ async fn settle(app: &App, operation: Operation) -> Result<Response, Problem> {
 pub async fn capture(
     State(app): State<Arc<App>>,
     key: Bearer,
-    PathText(hold_id): PathText,
+    PathId(hold_id): PathId,
     Params(NoParams {}): Params<NoParams>,
     body: Body,
 ) -> Result<Response, Problem> {
@@ -233,7 +233,7 @@ pub async fn capture(
 pub async fn release(
     State(app): State<Arc<App>>,
     key: Bearer,
-    PathText(hold_id): PathText,
+    PathId(hold_id): PathId,
     Params(NoParams {}): Params<NoParams>,
 ) -> Result<Response, Problem> {
     require(&app, &key, Scope::Write).await?;
@@ -250,7 +250,7 @@ struct ExtendBody {
 pub async fn extend(
     State(app): State<Arc<App>>,
     key: Bearer,
-    PathText(hold_id): PathText,
+    PathId(hold_id): PathId,
     Params(NoParams {}): Params<NoParams>,
     body: Body,
 ) -> Result<Response, Problem> {
@@ -298,7 +298,7 @@ pub async fn list(State(app): State<Arc<App>>, key: Bearer, Params(query): Param
 pub async fn show(
     State(app): State<Arc<App>>,
     key: Bearer,
-    PathText(hold_id): PathText,
+    PathId(hold_id): PathId,
     Params(NoParams {}): Params<NoParams>,
 ) -> Result<Response, Problem> {
     require(&app, &key, Scope::Check).await?;

@@ -24,6 +24,6 @@ pub fn cursor(place: &str) -> String {
 pub fn place<T>(cursor: Option<&str>, parse: impl Fn(&str) -> Option<T>) -> Result<Option<T>, Problem> {
     let Some(cursor) = cursor else { return Ok(None) };
     let decoded = URL_SAFE_NO_PAD.decode(cursor).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-    let place = decoded.and_then(|place| parse(&place));
+    let place = decoded.filter(|place| !place.chars().any(char::is_control)).and_then(|place| parse(&place));
     place.map(Some).ok_or_else(|| Problem::invalid("cursor", "is not one that this list gave; take next_cursor as it is, or leave it out"))
 }

@@ -6,7 +6,7 @@ mod reader;
 mod writer;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -45,14 +45,16 @@ struct Known<V, T> {
     version: V,
     /// The database was asked no earlier.
     as_of: DateTime<Utc>,
+    /// Which server said so: another one may have other rows at the same version.
+    generation: u64,
     value: Arc<T>,
     /// Whether it is about to be asked again.
     is_awaited: Arc<AtomicBool>,
 }
 
 impl<V, T> Known<V, T> {
-    fn new(version: V, as_of: DateTime<Utc>, value: Arc<T>) -> Arc<Self> {
-        Arc::new(Self { version, as_of, value, is_awaited: Arc::default() })
+    fn new(version: V, as_of: DateTime<Utc>, generation: u64, value: Arc<T>) -> Arc<Self> {
+        Arc::new(Self { version, as_of, generation, value, is_awaited: Arc::default() })
     }
 }
 
@@ -73,6 +75,8 @@ pub struct Shared {
     max_staleness: TimeDelta,
     /// Batches that were done again, since another node was in the way.
     retries: AtomicU64,
+    /// For how many batches ids are looked up before.
+    repeats: AtomicU32,
     news: News,
 }
 
@@ -142,6 +146,7 @@ pub async fn start(
         health: Health::default(),
         max_staleness: settings.max_staleness,
         retries: AtomicU64::new(0),
+        repeats: AtomicU32::new(0),
         news,
     });
     let (waiting, asked) = (Arc::new(tokio::sync::Mutex::new(waiting)), Arc::new(tokio::sync::Mutex::new(asked)));
@@ -248,25 +253,38 @@ impl Shared {
     }
 
     /// A user, where memory has him at the right version and counts the windows that are open at `now`.
-    fn known(&self, user: &UserId, is_right: impl Fn(&UserVersion) -> bool, now: DateTime<Utc>) -> Option<Arc<Known<UserVersion, Payer>>> {
-        let known = self.users.get(user).filter(|known| is_right(&known.version))?;
+    fn known(
+        &self,
+        user: &UserId,
+        is_right: impl Fn(&UserVersion) -> bool,
+        generation: u64,
+        now: DateTime<Utc>,
+    ) -> Option<Arc<Known<UserVersion, Payer>>> {
+        let known = self.users.get(user).filter(|known| known.generation == generation && is_right(&known.version))?;
         let standing = known.value.profile.standing(&self.catalogue, now);
         known.value.counts(None, &standing, now).then_some(known)
     }
 
-    fn keep_user(&self, user: &UserId, version: UserVersion, as_of: DateTime<Utc>, value: Arc<Payer>) {
-        self.users.put(user.clone(), Known::new(version, as_of, value));
+    fn keep_user(&self, user: &UserId, known: Arc<Known<UserVersion, Payer>>) {
+        self.users.put(user.clone(), known);
     }
 
     /// An account at this version, where memory has it and counts the windows that these users need at `now`.
-    fn known_account(&self, account: &AccountId, version: RowVersion, members: &[&Payer], now: DateTime<Utc>) -> Option<Arc<Book>> {
-        let known = self.accounts.get(account).filter(|known| known.version == version)?;
+    fn known_account(
+        &self,
+        account: &AccountId,
+        version: RowVersion,
+        members: &[&Payer],
+        generation: u64,
+        now: DateTime<Utc>,
+    ) -> Option<Arc<Book>> {
+        let known = self.accounts.get(account).filter(|known| known.generation == generation && known.version == version)?;
         let counts = |payer: &&Payer| payer.counts(Some(&known.value), &payer.profile.standing(&self.catalogue, now), now);
         members.iter().all(counts).then(|| known.value.clone())
     }
 
-    fn keep_account(&self, account: &AccountId, version: RowVersion, as_of: DateTime<Utc>, value: Arc<Book>) {
-        self.accounts.put(account.clone(), Known::new(version, as_of, value));
+    fn keep_account(&self, account: &AccountId, known: Arc<Known<RowVersion, Book>>) {
+        self.accounts.put(account.clone(), known);
     }
 
     /// All users together. Of holds there is the sum only; `named` are those that may end in a moment, and stand by themselves.
@@ -292,20 +310,31 @@ impl Shared {
 
 /// The connection that a task keeps: a pool would ask it whether it is well each time.
 #[derive(Debug, Default)]
-struct Kept(Option<(u64, Connection)>);
+struct Kept {
+    connection: Option<Connection>,
+    /// Which server it leads to.
+    generation: u64,
+}
 
 impl Kept {
     /// Takes it out, so that a failure leaves none behind whose state nobody knows; a new one where another server is used now.
     async fn take(&mut self, shared: &Shared) -> Result<Connection, StoreError> {
         let generation = shared.cluster.generation();
-        match self.0.take().filter(|(of, _)| *of == generation) {
-            Some((_, connection)) => Ok(connection),
+        let is_right = self.generation == generation;
+        self.generation = generation;
+        match self.connection.take().filter(|_| is_right) {
+            Some(connection) => Ok(connection),
             None => shared.store.reader().await,
         }
     }
 
-    fn give_back(&mut self, shared: &Shared, connection: Connection) {
-        self.0 = Some((shared.cluster.generation(), connection));
+    /// Of the server to which the connection that was taken last leads.
+    fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    fn give_back(&mut self, connection: Connection) {
+        self.connection = Some(connection);
     }
 }
 

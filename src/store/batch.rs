@@ -320,7 +320,11 @@ async fn write_holds(db: &mut PgConnection, changes: &Changes, before: &Before<'
             .bind(changed.iter().map(|hold| &*hold.id).collect::<Vec<&str>>())
             .bind(changed.iter().map(|hold| micros(hold.expires_at)).collect::<Vec<_>>())
             .bind(changed.iter().map(|hold| ended_at(&hold.end)).collect::<Vec<_>>());
-        query.bind(costs).bind(fingerprints).execute(&mut *db).await?;
+        let done = query.bind(costs).bind(fingerprints).execute(&mut *db).await?.rows_affected();
+        if usize::try_from(done).is_ok_and(|done| done < changed.len()) {
+            // One that was too old to keep is gone by now.
+            return Err(StoreError(sqlx::Error::RowNotFound));
+        }
     }
     Ok(())
 }

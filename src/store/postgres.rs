@@ -1,7 +1,7 @@
 //! A Postgres that many nodes share. Several hosts may be named: each is asked who it is, and the one primary is used; never a standby,
 //! and never a primary that another one has replaced, which is told by its older timeline.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -64,7 +64,7 @@ struct Inner {
     hosts: Hosts,
     current: RwLock<Current>,
     /// Goes up whenever another server is used.
-    generation: AtomicU64,
+    generation: Arc<AtomicU64>,
     roles: Mutex<Vec<Role>>,
 }
 
@@ -129,11 +129,16 @@ impl Cluster {
             }
             tokio::time::sleep(ASK_EVERY).await;
         };
-        let pool = pool(&hosts, host, timeline);
-        MIGRATIONS.run(&pool).await?;
+        // A migration may take long, and so may another node's.
+        let patient = hosts.options.get(host).cloned().unwrap_or_default().options([("statement_timeout", "0"), ("lock_timeout", "0")]);
+        let mut migrating = patient.connect().await?;
+        MIGRATIONS.run(&mut migrating).await?;
+        migrating.close().await?;
+        let generation = Arc::new(AtomicU64::new(0));
+        let pool = pool(&hosts, host, timeline, &generation);
         look(&pool).await?;
         let current = RwLock::new(Current { pool, host, timeline });
-        let inner = Arc::new(Inner { hosts, current, generation: AtomicU64::new(0), roles: Mutex::new(roles) });
+        let inner = Arc::new(Inner { hosts, current, generation, roles: Mutex::new(roles) });
         // One host is asked by every new connection; who is elsewhere is of no use.
         let count = if inner.hosts.options.len() == 1 { 0 } else { inner.hosts.options.len() };
         let watch = (0..count).map(|host| tokio::spawn(watch(inner.clone(), host))).collect();
@@ -180,12 +185,12 @@ impl Cluster {
     }
 
     async fn begun(&self, how: &'static str) -> Result<Tx, StoreError> {
-        let mut connection = self.acquire().await?;
-        if let Err(error) = connection.execute(sqlx::raw_sql(how)).await {
-            drop(connection.detach());
-            return Err(error.into());
+        // Also where the caller goes away meanwhile, the connection is not used again.
+        let mut tx = Tx { connection: Some(self.reader().await?) };
+        if let Backend::Postgres(connection) = tx.connection()? {
+            connection.execute(sqlx::raw_sql(how)).await?;
         }
-        Ok(Tx { connection: Some(Backend::Postgres(connection)) })
+        Ok(tx)
     }
 }
 
@@ -204,12 +209,20 @@ fn is_starting(error: &dyn sqlx::error::DatabaseError) -> bool {
     error.code().is_some_and(|code| matches!(&*code, "57P03" | "53300"))
 }
 
-fn pool(hosts: &Hosts, host: usize, timeline: u32) -> PgPool {
+/// Where one name leads to another server by and by, its later timeline makes it another generation.
+fn pool(hosts: &Hosts, host: usize, timeline: u32, generation: &Arc<AtomicU64>) -> PgPool {
+    let (timeline, generation) = (Arc::new(AtomicU32::new(timeline)), generation.clone());
     let options = PgPoolOptions::new().max_connections(CONNECTIONS_MAX).acquire_timeout(ACQUIRE_TIMEOUT);
     let options = options.after_connect(move |connection, _| {
+        let (timeline, generation) = (timeline.clone(), generation.clone());
         Box::pin(async move {
             match who(connection).await? {
-                Role::Primary { timeline: now } if timeline <= now => Ok(()),
+                Role::Primary { timeline: now } if timeline.load(Ordering::Acquire) <= now => {
+                    if timeline.fetch_max(now, Ordering::AcqRel) < now {
+                        generation.fetch_add(1, Ordering::AcqRel);
+                    }
+                    Ok(())
+                }
                 Role::Primary { .. } => Err(sqlx::Error::Protocol("the server was replaced by another primary".to_owned())),
                 Role::Standby | Role::Away => Err(sqlx::Error::Protocol("the server is a standby".to_owned())),
             }
@@ -303,7 +316,7 @@ impl Inner {
         if (host, timeline) == (current.host, current.timeline) || timeline < current.timeline {
             return;
         }
-        let old = std::mem::replace(&mut *current, Current { pool: pool(&self.hosts, host, timeline), host, timeline });
+        let old = std::mem::replace(&mut *current, Current { pool: pool(&self.hosts, host, timeline, &self.generation), host, timeline });
         self.generation.fetch_add(1, Ordering::AcqRel);
         drop(current);
         info!(timeline, "the primary is {} now (timeline {timeline})", self.hosts.name(host));

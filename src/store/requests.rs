@@ -50,6 +50,7 @@ const TAKE: &str = "UPDATE requests SET due_at = $3 WHERE subject IN (SELECT sub
 const APPLIED: &str = "UPDATE requests SET applied_seq = $2, tries = 0, given_up_at = NULL, error = NULL, \
      due_at = CASE WHEN requested_seq <= $2 THEN NULL ELSE $3 END WHERE subject = $1 AND applied_seq < $2";
 const IS_ANSWERED: &str = "SELECT 1 FROM requests WHERE subject = $1 AND $2 <= applied_seq";
+const AGAIN: &str = "UPDATE requests SET due_at = $2 WHERE subject = $1 AND due_at IS NOT NULL";
 const FAILED: &str = "UPDATE requests SET tries = tries + 1, due_at = $3, given_up_at = $4, error = $5 \
      WHERE subject = $1 AND requested_seq <= $2 AND applied_seq < $2";
 const WAITS: &str = "SELECT 1 FROM requests WHERE subject = $1 AND due_at IS NOT NULL";
@@ -113,6 +114,12 @@ pub async fn applied(db: &mut Connection, subject: &str, ticket: Ticket, now: Da
 /// Whether an answer was written that was asked for at `since` or later.
 pub async fn is_answered(db: &mut Connection, subject: &str, since: Ticket) -> Result<bool, StoreError> {
     Ok(db.query(IS_ANSWERED).bind(subject).bind(since).fetch_optional().await?.is_some())
+}
+
+/// What is still to be asked is to be asked at `at`.
+pub async fn again(db: &mut Connection, subject: &str, at: DateTime<Utc>) -> Result<(), StoreError> {
+    db.query(AGAIN).bind(subject).bind(micros(at)).execute().await?;
+    Ok(())
 }
 
 /// What becomes of a question that failed.

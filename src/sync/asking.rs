@@ -221,8 +221,14 @@ impl Asker {
         if let Err(error) = done.await {
             let id = request.subject.id();
             error!(%error, "what Stripe says of {id} could not be written: {error}");
-            // It is due still.
             tokio::time::sleep(STORE_PAUSE).await;
+            // Where other nodes could have taken it it was put off, and where this fails too it is due by then.
+            let again = async {
+                let mut tx = self.store.begin_aside().await?;
+                requests::again(tx.connection()?, id, (self.clock)()).await?;
+                tx.commit().await
+            };
+            let _: Result<(), StoreError> = again.await;
         }
     }
 

@@ -108,7 +108,7 @@ impl Server {
         done(psql.arg(&self.folder)).trim().to_owned()
     }
 
-    /// As a host of DATABASE_URL.
+    /// As a host of `DATABASE_URL`.
     pub fn host(&self) -> String {
         self.folder.to_string_lossy().replace('/', "%2F")
     }

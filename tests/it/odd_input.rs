@@ -23,6 +23,11 @@ async fn a_nul_character_anywhere_is_never_the_services_own_fault() {
             let answer = app.post(path, &body).await;
             assert!(answer.status < 500, "{body}: {}", answer.text);
         }
+        for path in ["/v1/holds/a%00b/release", "/v1/holds/a%00b/capture", "/v1/holds/a%00b/extend", "/v1/events/a%00b/replay"] {
+            let answer = app.post(path, json!({"cost": 0, "ttl_seconds": 60})).await;
+            assert!(answer.status < 500, "{path}: {}", answer.text);
+        }
+        app.post("/v1/usage", json!({"id": "others", "user_id": "u", "cost": 0})).await.ok();
         let puts = [
             ("/v1/users/u", json!({"tier": "pro", "reason": nul})),
             ("/v1/users/u", json!({"stripe_customer": nul, "reason": "r"})),
@@ -34,7 +39,7 @@ async fn a_nul_character_anywhere_is_never_the_services_own_fault() {
             let answer = app.put(path, &body).await;
             assert!(answer.status < 500, "{path} {body}: {}", answer.text);
         }
-        for path in ["/v1/users?after=a%00b", "/v1/holds?user_id=a%00b", "/v1/holds/a%00b", "/v1/events?customer=a%00b", "/v1/events/a%00b", "/v1/events?kind=a%00b"] {
+        for path in ["/v1/users?after=a%00b", "/v1/holds?user_id=a%00b", "/v1/holds/a%00b", "/v1/events?customer=a%00b", "/v1/events/a%00b", "/v1/events?type=a%00b", "/v1/users?cursor=YQBi", "/v1/holds?cursor=YQBi"] {
             let answer = app.get(path).await;
             assert!(answer.status < 500, "{path}: {}", answer.text);
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::sync::{Mutex, mpsc};
 
-use super::{Ask, Kept, Seen, Shared, distinct, members};
+use super::{Ask, Kept, Known, Seen, Shared, distinct, members};
 use crate::domain::book::Book;
 use crate::domain::ledger::Payer;
 use crate::domain::user::{AccountId, UserId};
@@ -70,7 +70,7 @@ impl Shared {
     /// that memory does not have.
     async fn see<T>(&self, kept: &mut Kept, users: &[UserId], turn: T) -> Result<HashMap<UserId, Seen>, StoreError> {
         let mut db = kept.take(self).await?;
-        let now = self.now();
+        let (now, generation) = (self.now(), kept.generation());
         let standings = batch::standings(&mut db, users).await?;
         drop(turn);
         let mut payers: HashMap<UserId, Arc<Payer>> = HashMap::with_capacity(users.len());
@@ -81,10 +81,10 @@ impl Shared {
                 payers.insert(user.clone(), Arc::new(self.unknown(now)));
                 continue;
             };
-            match self.known(user, |version| *version == standing.version, now) {
+            match self.known(user, |version| *version == standing.version, generation, now) {
                 Some(known) => {
                     if TimeDelta::zero() < self.max_staleness {
-                        self.keep_user(user, standing.version, now, known.value.clone());
+                        self.keep_user(user, Known::new(standing.version, now, generation, known.value.clone()));
                     }
                     payers.insert(user.clone(), known.value.clone());
                     versions.extend(standing.account.clone());
@@ -93,7 +93,7 @@ impl Shared {
             }
         }
         payers.extend(self.load(&missing, &mut versions, now).await?);
-        let pools = self.pools(&payers, &versions, now).await?;
+        let pools = self.pools(&payers, &versions, generation, now).await?;
         let all = match &self.catalogue.global {
             None => None,
             Some(_) => {
@@ -102,7 +102,7 @@ impl Shared {
                 Some(book)
             }
         };
-        kept.give_back(self, db);
+        kept.give_back(db);
         let see = |(user, payer): (UserId, Arc<Payer>)| {
             let standing = payer.profile.standing(&self.catalogue, now);
             let pool = payer.pool(&standing).and_then(|account| pools.get(account)).cloned();
@@ -121,6 +121,8 @@ impl Shared {
         if users.is_empty() {
             return Ok(HashMap::new());
         }
+        // If another server is used from here on, nobody believes what is kept.
+        let generation = self.cluster.generation();
         let mut tx = self.store.begin_read().await?;
         let db = tx.connection()?;
         let standings = batch::standings(db, users).await?;
@@ -129,7 +131,7 @@ impl Shared {
         let keep = |(user, payer): (UserId, Payer)| {
             let payer = Arc::new(payer);
             if let Some(standing) = standings.get(&user) {
-                self.keep_user(&user, standing.version, now, payer.clone());
+                self.keep_user(&user, Known::new(standing.version, now, generation, payer.clone()));
                 versions.extend(standing.account.clone());
             }
             (user, payer)
@@ -142,19 +144,21 @@ impl Shared {
         &self,
         payers: &HashMap<UserId, Arc<Payer>>,
         versions: &HashMap<AccountId, RowVersion>,
+        generation: u64,
         now: DateTime<Utc>,
     ) -> Result<HashMap<AccountId, Arc<Book>>, StoreError> {
         let sharing = |payer: &&Payer| payer.pool(&payer.profile.standing(&self.catalogue, now)).is_some();
         let members = members(payers.values().map(|payer| &**payer).filter(sharing));
         let mut pools = HashMap::with_capacity(members.len());
         for (account, members) in members {
-            let known =
-                versions.get(account).and_then(|version| self.known_account(account, *version, &members, now).map(|book| (*version, book)));
+            let known = versions
+                .get(account)
+                .and_then(|version| self.known_account(account, *version, &members, generation, now).map(|book| (*version, book)));
             let (version, book) = match known {
                 Some(known) => known,
                 None => self.load_account(account, &members, now).await?,
             };
-            self.keep_account(account, version, now, book.clone());
+            self.keep_account(account, Known::new(version, now, generation, book.clone()));
             pools.insert(account.clone(), book);
         }
         Ok(pools)

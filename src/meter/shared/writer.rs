@@ -10,7 +10,7 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::time::Instant;
 use tracing::{error, warn};
 
-use super::{Kept, Shared, distinct, members};
+use super::{Kept, Known, Shared, distinct, members};
 use crate::domain::book::{Book, SpentByDay};
 use crate::domain::changes::Changes;
 use crate::domain::ledger::{DayOfModel, Ledger, Payer, SpentIn, day};
@@ -42,6 +42,9 @@ enum Ids {
     Asked,
 }
 
+/// After an id that came again so many batches are looked up before they are done: who repeats one repeats more.
+const LOOKS: u32 = 64;
+
 /// Why a try failed.
 enum Failed {
     /// Another node was in the way. The same again goes well.
@@ -68,17 +71,24 @@ struct Written {
 struct Doubt {
     changes: Changes,
     replies: Replies,
+    /// The holds that it found.
+    found: HashSet<String>,
 }
 
 impl Doubt {
-    /// Whether it was committed, by what is there now. A batch is there as a whole or not at all, so one of its rows tells. One that was
-    /// changed since tells nothing; then each operation finds by its id that it was done.
+    /// Whether it was committed, by what is there now. A batch is there as a whole or not at all, so one of its rows tells, if it was not
+    /// there before: a record, or a hold that it made. Where it has none, each operation finds by its hold that it was done.
     fn is_done(&self, ledger: &Ledger) -> bool {
         let booked = self.changes.entries.iter().any(|entry| {
             let known = ledger.booked.get(&(entry.kind, entry.id.clone()));
             entry.kind != EntryKind::Capture && known == Some(&entry.booked)
         });
-        booked || self.changes.holds.iter().any(|hold| ledger.holds.get(&*hold.id) == Some(hold))
+        let made = |hold: &&Hold| !self.found.contains(&*hold.id);
+        let same = |hold: &Hold| {
+            let known = ledger.holds.get(&*hold.id);
+            known.is_some_and(|known| (known.created_at, known.fingerprint) == (hold.created_at, hold.fingerprint))
+        };
+        booked || self.changes.holds.iter().filter(made).any(same)
     }
 }
 
@@ -134,6 +144,17 @@ impl Shared {
                     let _ = request.answer.send(reply);
                 }
             }
+            // One of them is something that the database does not take, and it is not known which. The others are not to suffer for it.
+            Err(error) if error.is_refusal() && 1 < batch.len() => {
+                error!(%error, requests = batch.len(), "a batch is done one by one: {error}");
+                for request in batch {
+                    Box::pin(self.answer(kept, vec![request], ())).await;
+                }
+            }
+            Err(error) if error.is_refusal() => {
+                error!(%error, "a request was refused by the database: {error}");
+                batch.into_iter().for_each(|request| drop(request.answer.send(Err(WriteError::Unconfirmed))));
+            }
             Err(error) => {
                 self.health.set(false);
                 error!(%error, requests = batch.len(), "a batch of {} requests was not confirmed: {error}", batch.len());
@@ -154,7 +175,11 @@ impl Shared {
         loop {
             // Corrections are few, and a batch that was tried may be there.
             let corrects = batch.iter().any(|request| matches!(request.operation, Operation::Correct(_)));
-            let ids = if tries == 0 && !corrects { Ids::New } else { Ids::Asked };
+            let repeats = self.repeats.load(Ordering::Relaxed);
+            // While nothing can be written, what was written before is answered all the same.
+            let trusts = repeats == 0 && !corrects && self.health.is_writable(self.now());
+            let ids = if tries == 0 && trusts { Ids::New } else { Ids::Asked };
+            self.repeats.store(repeats.saturating_sub(1), Ordering::Relaxed);
             tries += 1;
             let attempt = async {
                 if ids == Ids::New
@@ -192,17 +217,17 @@ impl Shared {
     /// Books a batch that is nothing but usage of users who are remembered and stand alone, without asking for anything before: it is only
     /// added. `None` where it is another batch.
     async fn add(&self, kept: &mut Kept, batch: &[Request], doubt: &mut Option<Doubt>) -> Result<Option<Written>, Failed> {
-        let now = self.now();
+        let (now, generation) = (self.now(), self.cluster.generation());
         if !batch.iter().all(|request| matches!(request.operation, Operation::Record(_))) {
             return Ok(None);
         }
         let whom = users(batch, &HashMap::new());
         let (mut payers, mut known) = (HashMap::with_capacity(whom.len()), HashMap::with_capacity(whom.len()));
         for user in whom {
-            let Some(found) = self.known(&user, |_| true, now).filter(|found| found.value.profile.account.is_none()) else {
+            let Some(found) = self.known(&user, |_| true, generation, now).filter(|found| found.value.profile.account.is_none()) else {
                 return Ok(None);
             };
-            known.insert(user.clone(), found.version);
+            known.insert(user.clone(), (found.version, found.as_of));
             payers.insert(user, Payer::clone(&found.value));
         }
         let all = Book::new(now, &SpentByDay::new(), Money::ZERO, []);
@@ -214,30 +239,28 @@ impl Shared {
             return Ok(None);
         }
         let mut db = kept.take(self).await?;
-        let Doubt { replies, changes } = doubt.insert(Doubt { changes, replies });
-        let replies = std::mem::take(replies);
-        let written = match batch::add(&mut db, changes, fastrand::u32(..)).await {
+        let sent = doubt.insert(Doubt { changes, replies, found: HashSet::new() });
+        let written = match batch::add(&mut db, &sent.changes, fastrand::u32(..)).await {
             Ok(written) => written,
-            Err(error) => {
-                if error.is_refusal() {
-                    // It was not done: another one was in the way, or a sum is at its end, which the other way tells exactly.
-                    *doubt = None;
-                    kept.give_back(self, db);
-                    return Err(Failed::Conflict);
-                }
-                if let Some(doubt) = doubt {
-                    doubt.replies = replies;
-                }
-                return Err(error.into());
+            Err(error) if error.is_refusal() => {
+                // It was not done: an id is known, another node was in the way, or a sum is at its end; the other way tells exactly.
+                *doubt = None;
+                kept.give_back(db);
+                self.repeats.store(LOOKS, Ordering::Relaxed);
+                return Err(Failed::Conflict);
             }
+            Err(error) => return Err(error.into()),
         };
-        *doubt = None;
-        kept.give_back(self, db);
+        let replies = doubt.take().map(|doubt| doubt.replies).unwrap_or_default();
+        kept.give_back(db);
         for (user, mut payer) in ledger.payers {
             // Where nobody else wrote it meanwhile, what was remembered was right, and so is what has come of it.
-            if let Some((before, row)) = known.get(&user).zip(written.get(&user)).filter(|(before, row)| before.row + 1 == **row) {
+            // Who pays for him was not asked for, so he is as old as he was.
+            if let Some(((before, as_of), row)) =
+                known.get(&user).zip(written.get(&user)).filter(|((before, _), row)| before.row + 1 == **row)
+            {
                 payer.book.prune(now);
-                self.keep_user(&user, UserVersion::written(Some(before), *row), now, Arc::new(payer));
+                self.keep_user(&user, Known::new(UserVersion::written(Some(before), *row), *as_of, generation, Arc::new(payer)));
             }
         }
         Ok(Some(Written { replies, anything: true }))
@@ -246,6 +269,7 @@ impl Shared {
     async fn attempt(&self, kept: &mut Kept, batch: &[Request], ids: Ids, doubt: &mut Option<Doubt>) -> Result<Written, Failed> {
         let now = self.now();
         let mut tx = Tx::begin_on(kept.take(self).await?).await?;
+        let generation = kept.generation();
         let db = tx.connection()?;
         let hold_ids: Vec<&str> = batch.iter().filter_map(|request| hold_id(&request.operation)).collect();
         let whom = distinct(users(batch, &holds::by_id(db, &hold_ids).await?));
@@ -257,11 +281,11 @@ impl Shared {
         }
         let before = Before { users: &versions.keys().cloned().collect(), holds: &held.keys().cloned().collect() };
         let admits = batch.iter().any(|request| matches!(request.operation, Operation::Hold(_)));
-        let (payers, known) = self.payers(db, &whom, &versions, admits, now).await?;
+        let (payers, known) = self.payers(db, &whom, &versions, admits, generation, now).await?;
         let days = days(db, batch).await?;
         let mut whose: Vec<AccountId> = accounts(&payers, &held, &days).into_iter().collect();
         whose.sort_unstable();
-        let (pools, pool_versions) = self.locked_pools(db, &whose, &payers, now).await?;
+        let (pools, pool_versions) = self.locked_pools(db, &whose, &payers, generation, now).await?;
         let all = self.all_for(db, admits, &held, now).await?;
         let booked = match ids {
             Ids::New => HashMap::new(),
@@ -272,7 +296,7 @@ impl Shared {
         };
         let mut ledger = Ledger { booked, holds: held, accounts: pools, days, ..empty(payers, all) };
         if let Some(doubt) = doubt.take_if(|doubt| doubt.is_done(&ledger)) {
-            kept.give_back(self, tx.commit_and_keep().await?);
+            kept.give_back(tx.commit_and_keep().await?);
             return Ok(Written { replies: doubt.replies, anything: true });
         }
         // What was not there will not be: its locks are ours now.
@@ -280,38 +304,31 @@ impl Shared {
         let replies = batch.iter().map(|request| step(&mut ledger, request, &self.catalogue, now)).collect();
         let changes = ledger.changes(now);
         if changes.is_empty() {
-            kept.give_back(self, tx.commit_and_keep().await?);
+            kept.give_back(tx.commit_and_keep().await?);
             return Ok(Written { replies, anything: false });
         }
         let db = tx.connection()?;
         let written = batch::write(db, &changes, &before, fastrand::u32(..)).await?;
         self.news.in_batch(db, &changes).await?;
-        let Doubt { replies, changes } = doubt.insert(Doubt { changes, replies });
         let changed = changed_users(&ledger);
         let touched: HashSet<AccountId> = changes.accounts().cloned().collect();
-        let replies = std::mem::take(replies);
-        let connection = match tx.commit_and_keep().await {
-            Ok(connection) => connection,
-            Err(error) => {
-                if let Some(doubt) = doubt {
-                    doubt.replies = replies;
-                }
-                return Err(error.into());
-            }
-        };
-        *doubt = None;
-        kept.give_back(self, connection);
+        *doubt = Some(Doubt { changes, replies, found: before.holds.clone() });
+        kept.give_back(tx.commit_and_keep().await?);
+        let replies = doubt.take().map(|doubt| doubt.replies).unwrap_or_default();
         for (user, mut payer) in ledger.payers.into_iter().filter(|(user, _)| changed.contains(user)) {
             payer.book.prune(now);
             // A row that is new has no version yet.
             let row = written.get(&user).copied().unwrap_or_default();
-            self.keep_user(&user, UserVersion::written(known.get(&user), row), now, Arc::new(payer));
+            let before = known.get(&user);
+            let as_of = before.map_or(now, |(_, as_of)| *as_of);
+            let version = UserVersion::written(before.map(|(version, _)| version), row);
+            self.keep_user(&user, Known::new(version, as_of, generation, Arc::new(payer)));
         }
         for (account, mut pool) in ledger.accounts {
             pool.prune(now);
             if let Some(version) = pool_versions.get(&account) {
                 let version = version + i64::from(touched.contains(&account));
-                self.keep_account(&account, version, now, Arc::new(pool));
+                self.keep_account(&account, Known::new(version, now, generation, Arc::new(pool)));
             }
         }
         Ok(Written { replies, anything: true })
@@ -325,8 +342,9 @@ impl Shared {
         users: &[UserId],
         rows: &HashMap<UserId, RowVersion>,
         admits: bool,
+        generation: u64,
         now: DateTime<Utc>,
-    ) -> Result<(HashMap<UserId, Payer>, HashMap<UserId, UserVersion>), StoreError> {
+    ) -> Result<(HashMap<UserId, Payer>, HashMap<UserId, (UserVersion, DateTime<Utc>)>), StoreError> {
         let standings = if admits { batch::standings(db, users).await? } else { HashMap::new() };
         let (mut payers, mut versions) = (HashMap::with_capacity(users.len()), HashMap::with_capacity(users.len()));
         let mut missing = Vec::new();
@@ -339,9 +357,10 @@ impl Shared {
                 Some(standing) => *version == standing.version,
                 None => version.row == *row,
             };
-            match self.known(user, is_right, now) {
+            match self.known(user, is_right, generation, now) {
                 Some(known) => {
-                    versions.insert(user.clone(), known.version);
+                    // Where it was not asked who pays for him, he is as old as he was.
+                    versions.insert(user.clone(), (known.version, if admits { now } else { known.as_of }));
                     payers.insert(user.clone(), Payer::clone(&known.value));
                 }
                 None => missing.push(user.clone()),
@@ -350,7 +369,7 @@ impl Shared {
         if !missing.is_empty() {
             // The versions first: what is read after them is at least as new.
             let standings = batch::standings(db, &missing).await?;
-            versions.extend(standings.into_iter().map(|(user, standing)| (user, standing.version)));
+            versions.extend(standings.into_iter().map(|(user, standing)| (user, (standing.version, now))));
             payers.extend(load::payers(db, &self.catalogue, &missing, now).await?);
         }
         Ok((payers, versions))
@@ -361,6 +380,7 @@ impl Shared {
         db: &mut Connection,
         accounts: &[AccountId],
         payers: &HashMap<UserId, Payer>,
+        generation: u64,
         now: DateTime<Utc>,
     ) -> Result<(HashMap<AccountId, Book>, HashMap<AccountId, RowVersion>), StoreError> {
         if accounts.is_empty() {
@@ -371,7 +391,7 @@ impl Shared {
         let mut pools = HashMap::with_capacity(accounts.len());
         for account in accounts {
             let members = members.get(account).map(Vec::as_slice).unwrap_or_default();
-            let known = versions.get(account).and_then(|version| self.known_account(account, *version, members, now));
+            let known = versions.get(account).and_then(|version| self.known_account(account, *version, members, generation, now));
             let pool = match known {
                 Some(pool) => Book::clone(&pool),
                 None => {
