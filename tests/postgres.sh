@@ -4,11 +4,13 @@
 #   tests/postgres.sh stop     stops it, and takes the folder away
 # It stops by itself when no test has used it for three minutes. It does not sync: tests of what survives a crash start their own.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+self="$(realpath "$0")"
+cd "$(dirname "$self")/.."
 state="${CARGO_TARGET_DIR:-target}/postgres"
 mkdir -p "$state"
 exec 9>"$state/lock"
-flock 9
+# The one that watches waits for nobody.
+[ "${1:-}" = watch ] || flock 9
 
 bin="$(pg_config --bindir 2>/dev/null || true)"
 [ -x "$bin/initdb" ] || bin="$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | sort -V | tail -1)"
@@ -41,20 +43,21 @@ case "${1:-}" in
         -o "-c listen_addresses='' -k $folder -c fsync=off -c full_page_writes=off -c max_connections=300 -c shared_buffers=64MB \
             -c max_wal_size=256MB -c autovacuum=off"
       echo "$folder" >"$state/folder"
-      (
-        exec 9>&- >/dev/null 2>&1 </dev/null
-        while sleep 10; do
-          [ -n "$(find "$folder/used" -mmin -3 2>/dev/null)" ] && continue
-          "${as[@]}" "$bin/pg_ctl" -D "$folder/data" -m immediate -w stop
-          rm -rf "$folder"
-          exit
-        done
-      ) &
+      # In a session of its own: who ends the tests does not end it with them.
+      setsid "$self" watch "$folder" 9>&- >/dev/null 2>&1 </dev/null &
     fi
     touch "$folder/used"
     echo "$folder"
     ;;
   stop) stop ;;
+  watch)
+    while sleep 10; do
+      [ -n "$(find "$2/used" -mmin -3 2>/dev/null)" ] && continue
+      "${as[@]}" "$bin/pg_ctl" -D "$2/data" -m immediate -w stop
+      rm -rf "$2"
+      exit
+    done
+    ;;
   *)
     echo "usage: tests/postgres.sh start|stop" >&2
     exit 2
