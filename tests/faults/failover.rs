@@ -49,7 +49,7 @@ async fn a_primary_that_dies_under_load_loses_nothing_and_nodes_go_over_to_the_s
     follower.promote();
     let promoted = std::time::Instant::now();
     load.until_more(200).await;
-    println!("{:?} after the promotion 200 more writes were acknowledged", promoted.elapsed());
+    eprintln!("{:?} after the promotion 200 more writes were acknowledged", promoted.elapsed());
     for callers in callers {
         callers.stop().await;
     }
@@ -112,7 +112,7 @@ impl Lossy {
     }
 
     async fn carry(&self, mut client: UnixStream, mut server: UnixStream) -> std::io::Result<()> {
-        let (mut asked, mut answered) = ([0; 65_536], [0; 65_536]);
+        let (mut asked, mut answered) = (vec![0; 65_536], vec![0; 65_536]);
         loop {
             tokio::select! {
                 size = client.read(&mut asked) => match size? {
