@@ -112,7 +112,7 @@ impl Journal {
         self.write(sqlx::query(DROP).bind(seq)).await
     }
 
-    /// Moves everything out of the log, as [`super::Store::leave_the_logs`] needs it.
+    /// Moves everything out of the log, as [`sqlite::Files::leave_the_logs`] needs it.
     pub(super) async fn leave_the_log(&self) -> Result<bool, StoreError> {
         let rows = self.read(sqlx::query(sqlite::LEAVE_THE_LOG)).await?;
         sqlite::was_left(rows.first())
