@@ -71,7 +71,7 @@ enum Command {
     CheckConfig,
     /// Show a user's tier, budgets and what a check would answer now.
     Status(status::Args),
-    /// Compare everything with Stripe and mend what differs, or one customer; the service must not be running.
+    /// Compare everything with Stripe and mend what differs, or one customer; on SQLite the service must not be running.
     Sync(sync::Args),
     /// Recompute every counter from the ledger's rows, and say whether they agree (1 where they do not).
     Verify,

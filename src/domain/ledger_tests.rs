@@ -195,3 +195,19 @@ fn a_correction_takes_back_what_is_there_and_no_more() {
     assert_eq!(ledger.payers[&user("u")].book.total(), money("0.1"));
     assert_eq!(sums(&ledger.entries).values().map(|sum| sum.spent).sum::<i64>(), money("0.1").nanos());
 }
+
+/// A batch whose outcome is unknown is looked for by what it changed, so what changes nothing must not be among it.
+#[test]
+fn an_extension_that_is_shorter_than_what_is_left_changes_nothing() {
+    let mut ledger = ledger();
+    hold(&mut ledger, &ask("h", "u", "0.1", IfShort::Refuse), 0);
+    ledger.touched_holds.clear();
+    let mut extend = |seconds: i64| {
+        let operation = Operation::Extend { hold_id: "h".to_owned(), ttl: TimeDelta::seconds(seconds) };
+        let outcome = ledger.step(&operation, &catalogue(), at(10));
+        let Ok(Outcome::Extended(hold)) = outcome else { panic!("{outcome:?}") };
+        (hold.expires_at, ledger.changes(at(10)).is_empty())
+    };
+    assert_eq!([extend(20), extend(50)], [(at(60), true), (at(60), true)]);
+    assert_eq!(extend(51), (at(61), false));
+}
