@@ -9,6 +9,7 @@ use spendgate::fake_stripe::delivery::Weather;
 
 use crate::app::{Answer, Database, Node, TIERS, TestApp};
 use crate::asking::Story;
+use crate::stripe::paying;
 
 async fn two() -> (TestApp, Node) {
     let one = TestApp::start(Database::Postgres, TIERS, |config| config).await;
@@ -205,4 +206,36 @@ async fn nodes_share_out_what_stripe_is_asked_and_one_at_a_time_compares() {
     for user in 0..40 {
         assert_eq!(other.check(&format!("u{user}")).await["tier"], "pro");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn usage_counts_in_the_account_that_another_node_has_put_the_user_in() {
+    let (one, other) = two().await;
+    for id in ["a", "b"] {
+        // The second one is added to what is remembered of him.
+        one.spend(id, "u", "0.01").await;
+    }
+    other.put("/v1/accounts/acme/users/u", "").await.ok();
+    one.spend("c", "u", "0.02").await;
+    assert_eq!(one.column("SELECT spent FROM spend_by_day_of_account").await, ["20000000"]);
+    assert!(one.verify().contains(" 0 disagreements"));
+}
+
+/// Usage says nothing of who pays, so it must not make what is remembered of that fresher.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_who_spends_all_the_time_has_his_new_tier_within_max_staleness() {
+    let stale = |config: Config| Config { max_staleness: TimeDelta::seconds(10), ..config };
+    let one = TestApp::start(Database::Postgres, TIERS, stale).await;
+    let silent = one.node(|config| Config { max_staleness: TimeDelta::zero(), ..config }).await;
+    one.put("/v1/users/u", json!({"stripe_customer": "cus_u", "reason": "test"})).await.ok();
+    one.spend("first", "u", "0.000001").await;
+    assert_eq!(one.check("u").await["tier"], "free");
+    let [_, subscribed] = paying("u", "price_pro");
+    silent.apply(subscribed).await;
+    assert_eq!(silent.check("u").await["tier"], "pro");
+    for second in 0..10 {
+        one.spend(&format!("s{second}"), "u", "0.000001").await;
+        one.advance(TimeDelta::seconds(1));
+    }
+    assert_eq!(one.check("u").await["tier"], "pro");
 }
