@@ -12,7 +12,7 @@ use spendgate::domain::changes::{sums, sums_of_all};
 use spendgate::domain::decide::{Budget, Scope, decide};
 use spendgate::domain::ledger::{Ledger, Payer};
 use spendgate::domain::money::Money;
-use spendgate::domain::operation::{Consumption, Operation, Usage};
+use spendgate::domain::operation::{Operation, Usage, Used};
 use spendgate::domain::period::Period;
 use spendgate::domain::user::{Profile, UserId};
 use spendgate::stripe::event::Event;
@@ -41,12 +41,12 @@ fn benches(criterion: &mut Criterion) {
     criterion.bench_function("event/read", |bencher| bencher.iter(|| Event::from_json(black_box(body), now).is_ok()));
 
     let text = include_str!("../tiers.yaml");
-    let catalogue = spendgate::domain::tiers_file::read(text).unwrap();
+    let prices = spendgate::domain::prices_file::read(include_str!("../prices.yaml")).unwrap();
+    let catalogue = spendgate::domain::tiers_file::read(text, prices).unwrap();
     let user = |number: u32| UserId::parse(&format!("user-{}", number % 16)).unwrap();
     let record = |number: u32| {
-        let consumption =
-            Consumption { cost: Money::parse("0.000001").unwrap(), model: Some("gpt-4o".to_owned()), ..Consumption::default() };
-        Operation::Record(vec![Usage { id: format!("id-{number}"), user_id: user(number), time: None, consumption }])
+        let used = Used { cost: Money::parse("0.000001").ok(), model: Some("gpt-4o".to_owned()), ..Used::default() };
+        Operation::Record(vec![Usage { id: format!("id-{number}"), user_id: user(number), time: None, used }])
     };
     let batch: Vec<Operation> = (0..64).map(record).collect();
     let book = || Book::new(now, &SpentByDay::new(), Money::ZERO, []);

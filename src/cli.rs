@@ -1,10 +1,12 @@
 //! The command line: a file for each command.
 
+pub mod catalogue;
 mod check_config;
 mod copy;
 mod demo;
 mod fake_stripe;
 mod keys;
+mod prices;
 mod replay;
 pub mod serve;
 mod status;
@@ -15,21 +17,16 @@ mod verify;
 
 use std::fmt;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
 
 use crate::config::Config;
-use crate::domain::catalogue::Catalogue;
-use crate::domain::tiers_file;
 use crate::meter::Clock;
 use crate::store::Store;
-
-/// The catalogue that is used where there is no file: the tiers.yaml of the repository.
-const BUILT_IN_TIERS: &str = include_str!("../tiers.yaml");
-const TIERS_FILE: &str = "tiers.yaml";
+use catalogue::{built_in_catalogue, read_catalogue};
 
 /// What the process gets from the machine: `main` makes the real one.
 #[derive(Clone)]
@@ -55,7 +52,7 @@ pub struct Cli {
 }
 
 const AFTER_HELP: &str = "Without a command, `serve`. Settings come from the environment and from .env; .env.example describes them.\n\n\
-Exit codes: 0 done; 1 failed; 2 the command line, a setting or tiers.yaml is wrong; 3 `status` of a user who is blocked.";
+Exit codes: 0 done; 1 failed; 2 the command line, a setting, tiers.yaml or prices.yaml is wrong; 3 `status` of a user who is blocked.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -67,7 +64,7 @@ enum Command {
     Replay(replay::Args),
     /// Start a fake Stripe on loopback, to try webhooks, checkout and the portal without a Stripe account.
     FakeStripe(fake_stripe::Args),
-    /// Check the settings and tiers.yaml, and say what is wrong with them.
+    /// Check the settings, tiers.yaml and prices.yaml, and say what is wrong with them.
     CheckConfig,
     /// Show a user's tier, budgets and what a check would answer now.
     Status(status::Args),
@@ -80,6 +77,9 @@ enum Command {
     /// Set the account at Stripe up for this service, and check it.
     #[command(subcommand)]
     Stripe(stripe::Command),
+    /// Make a price book of what others keep.
+    #[command(subcommand)]
+    Prices(prices::Command),
     /// Make, list and revoke API keys.
     #[command(subcommand)]
     Keys(keys::Keys),
@@ -109,6 +109,7 @@ impl Cli {
             Command::Verify => verify::run(&machine).await,
             Command::Copy(args) => copy::run(args, &machine).await,
             Command::Stripe(command) => stripe::run(command, &machine).await,
+            Command::Prices(command) => prices::run(command).map(|()| ExitCode::SUCCESS),
             Command::Keys(keys) => keys::run(keys, &machine).await.map(|()| ExitCode::SUCCESS),
         };
         done.unwrap_or_else(|error| {
@@ -128,22 +129,6 @@ fn read_config(machine: &Machine) -> anyhow::Result<Config> {
     Config::read(machine.environment).map_err(|error| Misconfigured(error.to_string()).into())
 }
 
-/// Where a catalogue comes from.
-#[derive(Debug)]
-enum TiersSource {
-    File(PathBuf),
-    BuiltIn,
-}
-
-impl fmt::Display for TiersSource {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::File(path) => write!(f, "{}", path.display()),
-            Self::BuiltIn => f.write_str("built-in tiers.yaml"),
-        }
-    }
-}
-
 /// Opens the database, and makes what is missing.
 async fn open_store(config: &Config) -> anyhow::Result<Store> {
     if let Some(folder) = config.database.file().and_then(Path::parent).filter(|folder| !folder.as_os_str().is_empty()) {
@@ -158,26 +143,4 @@ async fn open_known_store(config: &Config) -> anyhow::Result<Store> {
         bail!("there is no database at {}; `spendgate serve` makes it", file.display());
     }
     open_store(config).await
-}
-
-fn read_catalogue(config: &Config) -> anyhow::Result<(Catalogue, TiersSource)> {
-    let source = match &config.tiers_file {
-        Some(path) => TiersSource::File(path.clone()),
-        None if Path::new(TIERS_FILE).exists() => TiersSource::File(PathBuf::from(TIERS_FILE)),
-        None => TiersSource::BuiltIn,
-    };
-    let text = match &source {
-        TiersSource::File(path) => std::fs::read_to_string(path)
-            .map_err(|error| Misconfigured(format!("TIERS_FILE: {} cannot be read: {error}", path.display())))?,
-        TiersSource::BuiltIn => BUILT_IN_TIERS.to_owned(),
-    };
-    let catalogue = tiers_file::read(&text).map_err(|problems| {
-        let lines: Vec<String> = problems.iter().map(|problem| format!("{source}:{problem}")).collect();
-        Misconfigured(format!("the tiers are refused\n{}", lines.join("\n")))
-    })?;
-    Ok((catalogue, source))
-}
-
-fn built_in_catalogue() -> anyhow::Result<Catalogue> {
-    tiers_file::read(BUILT_IN_TIERS).ok().context("the built-in tiers.yaml is refused")
 }

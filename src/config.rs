@@ -38,6 +38,8 @@ pub struct Config {
     pub database: Address,
     /// `None`: `./tiers.yaml` where it is there, else the built-in catalogue.
     pub tiers_file: Option<PathBuf>,
+    /// `None`: prices.yaml in the folder where the service runs, else the built-in one.
+    pub prices_file: Option<PathBuf>,
     /// Empty: no delivery can be verified, so none is taken.
     pub webhook_secrets: Vec<Secret>,
     pub stripe: StripeConfig,
@@ -117,6 +119,7 @@ impl Config {
             database: database(get("DATABASE_URL"), &data_dir)?,
             data_dir,
             tiers_file: get("TIERS_FILE").map(PathBuf::from),
+            prices_file: get("PRICES_FILE").map(PathBuf::from),
             webhook_secrets: webhook_secrets(get("STRIPE_WEBHOOK_SECRETS"))?,
             stripe: StripeConfig {
                 api_key: api_key(get("STRIPE_API_KEY"))?,

@@ -3,6 +3,7 @@
 mod accounts;
 pub mod auth;
 mod body;
+mod call;
 mod corrections;
 mod enforcement;
 pub mod error;
@@ -10,6 +11,7 @@ mod events;
 mod health;
 mod holds;
 mod page;
+pub mod prices;
 mod reconciliation;
 pub mod serve;
 mod tiers;
@@ -42,12 +44,15 @@ use crate::sync::{Rules, Touched};
 use crate::upgrade::Upgrades;
 use auth::KeyRing;
 use error::{ErrorCode, Problem};
+use prices::Unpriced;
 
 /// What every door needs.
 pub struct App {
     pub store: Store,
     pub meter: Arc<Meter>,
     pub catalogue: Arc<Catalogue>,
+    /// Models that were asked for and have no price.
+    pub unpriced: Unpriced,
     pub keys: KeyRing,
     /// Empty: the webhook door says so and takes nothing.
     pub webhook_secrets: Vec<Secret>,
@@ -145,6 +150,7 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/accounts/{account_id}", get(accounts::show).put(accounts::change))
         .route("/v1/accounts/{account_id}/users/{user_id}", put(accounts::join).delete(accounts::leave))
         .route("/v1/tiers", get(tiers::list))
+        .route("/v1/prices", get(prices::show))
         .route("/v1/events", get(events::list))
         .route("/v1/events/{event_id}", get(events::show))
         .route("/v1/events/{event_id}/replay", post(events::replay))

@@ -23,7 +23,7 @@ use tokio::task::JoinHandle;
 use crate::domain::catalogue::Catalogue;
 use crate::domain::decide::Budget;
 use crate::domain::ledger::Payer;
-use crate::domain::operation::{Hold, Operation, Outcome, Receipt, Refusal, Usage};
+use crate::domain::operation::{Hold, Judged, Operation, Outcome, Receipt, Refusal, Usage};
 use crate::domain::user::{AccountId, Standing, UserId};
 use crate::store::{Backend, Connection, Store, StoreError, holds, ledger};
 use health::Health;
@@ -37,7 +37,7 @@ use writer::{Shown, Writer};
 pub type Clock = Arc<dyn Fn() -> DateTime<Utc> + Send + Sync>;
 
 /// Writes the answer to a hold: what was admitted, if anything, and what it was judged by. It is kept, to be answered again.
-pub type Present = Box<dyn Fn(Option<&Hold>, &Standing<'_>, &[Budget]) -> String + Send + Sync>;
+pub type Present = Box<dyn Fn(Option<&Hold>, &Standing<'_>, &Judged) -> String + Send + Sync>;
 
 /// Requests that wait for the writer; beyond, a caller is told to come back rather than to wait.
 const QUEUE_MAX: usize = 1024;

@@ -4,8 +4,8 @@ use super::{Machine, read_catalogue, read_config, say};
 
 pub fn run(machine: &Machine) -> anyhow::Result<()> {
     let config = read_config(machine)?;
-    let (catalogue, source) = read_catalogue(&config)?;
-    say(format_args!("{source}: {} tiers, the default is {}", catalogue.tiers().len(), catalogue.default_tier().name));
+    let (catalogue, sources) = read_catalogue(&config)?;
+    say(format_args!("{}: {} tiers, the default is {}", sources.tiers, catalogue.tiers().len(), catalogue.default_tier().name));
     for tier in catalogue.tiers() {
         let limits: Vec<String> = tier.budgets.limits.iter().map(|(period, limit)| format!("{limit} {}", period.name())).collect();
         let limits = if limits.is_empty() { "no limit".to_owned() } else { limits.join(", ") };
@@ -14,6 +14,8 @@ pub fn run(machine: &Machine) -> anyhow::Result<()> {
             say("    nothing at Stripe buys it; it can be set by hand only");
         }
     }
+    let of_day = catalogue.prices.as_of.map(|day| format!(", as of {day}")).unwrap_or_default();
+    say(format_args!("{}: prices of {} models{of_day}", sources.prices, catalogue.prices.models().len()));
     if config.webhook_secrets.is_empty() {
         say("STRIPE_WEBHOOK_SECRETS is not set: no webhook will be taken");
     }

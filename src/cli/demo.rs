@@ -58,6 +58,7 @@ pub async fn run(args: Args, machine: Machine) -> anyhow::Result<()> {
         data_dir: folder.path().to_owned(),
         webhook_secrets: vec![secret.clone()],
         tiers_file: None,
+        prices_file: None,
         admin_api_key: None,
         public_url: None,
         stripe: StripeConfig { api_key: None, ..config.stripe },

@@ -57,7 +57,7 @@ enum Shape {
 pub async fn run(args: Args, machine: Machine) -> anyhow::Result<()> {
     let config = read_config(&machine)?;
     let config = Config { tiers_file: args.tiers.or(config.tiers_file), ..config };
-    let (catalogue, source) = read_catalogue(&config)?;
+    let (catalogue, sources) = read_catalogue(&config)?;
     let generation = match args.generation {
         Shape::Acacia => Generation::Acacia,
         Shape::Basil => Generation::Basil,
@@ -76,7 +76,7 @@ pub async fn run(args: Args, machine: Machine) -> anyhow::Result<()> {
     let url = format!("http://{}", listener.local_addr().context("the address that was bound")?);
     let deliverer = tokio::spawn(fake.clone().deliver_forever(client()?));
     let key = &args.key;
-    say(format_args!("The fake Stripe listens on {url}, with the prices of {source}. Everything is forgotten when it ends."));
+    say(format_args!("The fake Stripe listens on {url}, with the prices of {}. Everything is forgotten when it ends.", sources.tiers));
     say("Point the service to it, in another shell:");
     say(format_args!("  export STRIPE_API_BASE={url} STRIPE_API_KEY={key}"));
     match &args.forward_to {

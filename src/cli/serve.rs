@@ -14,11 +14,13 @@ use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, JoinSet};
 use tracing::{info, warn};
 
-use super::{Machine, Misconfigured, open_store, read_catalogue, read_config, say};
+use super::catalogue::read_catalogue;
+use super::{Machine, Misconfigured, open_store, read_config, say};
 use crate::config::{AdminKey, Config};
 use crate::domain::catalogue::Catalogue;
 use crate::domain::period::Period;
 use crate::http::auth::{ENVIRONMENT_KEY_ID, KeyRing, Scopes, digest, new_key};
+use crate::http::prices::Unpriced;
 use crate::http::{self, App};
 use crate::meter::{Clock, Meter, Settings};
 use crate::store::keys::StoredKey;
@@ -88,6 +90,7 @@ impl Server {
             meter,
             asker: asker.clone(),
             catalogue,
+            unpriced: Unpriced::default(),
             keys: KeyRing::default(),
             webhook_secrets: config.webhook_secrets.clone(),
             rules,
@@ -230,11 +233,11 @@ async fn link_key(store: &Store, machine: &Machine) -> anyhow::Result<Key> {
 
 pub async fn run(machine: Machine) -> anyhow::Result<()> {
     let config = read_config(&machine)?;
-    let (catalogue, source) = read_catalogue(&config)?;
+    let (catalogue, sources) = read_catalogue(&config)?;
     let signals = Signals::listen()?;
     let server = Server::start(&config, catalogue, &machine).await?;
     let url = format!("http://{}", server.address);
-    info!(address = %server.address, "listening on {url}; tiers from {source}; data in {}", config.database);
+    info!(address = %server.address, "listening on {url}; tiers from {}; prices from {}; data in {}", sources.tiers, sources.prices, config.database);
     match &server.asker {
         Some(asker) => info!("Stripe is asked: {}", if asker.client.livemode() { "live mode" } else { "test mode" }),
         None => info!("Stripe is not asked: events are applied as they show (payload mode)"),

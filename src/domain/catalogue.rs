@@ -2,12 +2,17 @@
 //! (`tiers_file::read` says what does not).
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::ser::{Error as _, Serialize, Serializer};
+use serde_json::value::RawValue;
 
 use super::decide::Scope;
+use super::models::{Models, UnknownModel};
 use super::money::Money;
 use super::period::Period;
+use super::pricing::PriceBook;
 use super::user::UserId;
 
 /// What is left unescaped in a template's values: RFC 3986's unreserved characters.
@@ -25,6 +30,12 @@ pub struct Tier {
     /// The days a subscription that is past due keeps this tier, from when we first saw it so.
     pub grace_days: u32,
     pub fallbacks: Fallbacks,
+    /// Which models it includes.
+    pub models: Models,
+    /// What a model that the price book does not have is worth.
+    pub unknown_model: UnknownModel,
+    /// What is added to the price of a call whose cost is worked out from its tokens.
+    pub markup: Percent,
     pub sold_as: SoldAs,
 }
 
@@ -60,6 +71,24 @@ pub struct Percent(pub u32);
 impl Percent {
     pub const fn whole(percent: u32) -> Self {
         Self(percent * 100)
+    }
+}
+
+/// `20`, `82.5`, `0.25`, without the sign.
+impl fmt::Display for Percent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.0 / 100, self.0 % 100) {
+            (whole, 0) => write!(f, "{whole}"),
+            (whole, hundredths) if hundredths % 10 == 0 => write!(f, "{whole}.{}", hundredths / 10),
+            (whole, hundredths) => write!(f, "{whole}.{hundredths:02}"),
+        }
+    }
+}
+
+/// A JSON number, written from its text.
+impl Serialize for Percent {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        RawValue::from_string(self.to_string()).map_err(S::Error::custom)?.serialize(serializer)
     }
 }
 
@@ -111,14 +140,14 @@ pub struct Fallbacks {
 }
 
 impl Fallbacks {
-    /// The model to use instead of `requested`. A model that is itself a fallback stays as it is.
-    pub fn instead_of<'a>(&'a self, requested: Option<&'a str>) -> Option<&'a str> {
-        let Some(model) = requested else { return self.default.as_deref() };
-        if let Some(cheaper) = self.by_model.get(model) {
-            return Some(cheaper);
-        }
-        let is_fallback = self.default.as_deref() == Some(model) || self.by_model.values().any(|cheaper| cheaper == model);
-        if is_fallback { Some(model) } else { self.default.as_deref().or(Some(model)) }
+    /// The models to use instead of `requested`, step by step, and then the one for every model. None for a model that is itself a
+    /// fallback: it stays as it is.
+    pub fn instead_of<'a>(&'a self, requested: Option<&'a str>) -> impl Iterator<Item = &'a str> {
+        let first = requested.and_then(|model| self.by_model.get(model));
+        let steps = std::iter::successors(first, |cheaper| self.by_model.get(*cheaper)).take(self.by_model.len());
+        let is = |model: &str| self.default.as_deref() == Some(model) || self.by_model.values().any(|cheaper| cheaper == model);
+        let stays = first.is_none() && requested.is_some_and(is);
+        steps.map(String::as_str).chain(self.default.as_deref().filter(|_| !stays))
     }
 }
 
@@ -181,9 +210,10 @@ impl UrlTemplate {
     }
 }
 
-/// All tiers. Made by `tiers_file::read` only.
+/// All tiers, and what models cost. Made by `tiers_file::read` only.
 #[derive(Clone, Debug)]
 pub struct Catalogue {
+    pub prices: PriceBook,
     tiers: Vec<Tier>,
     default: usize,
     by_price: HashMap<String, usize>,
@@ -206,7 +236,7 @@ pub struct ItemNames<'a> {
 
 impl Catalogue {
     /// `tiers` is not empty, its names and ranks are unique, and `default` is the place of one of them.
-    pub(super) fn new(mut tiers: Vec<Tier>, default_tier: &str, global: Option<Budgets>, links: Links) -> Option<Self> {
+    pub(super) fn new(mut tiers: Vec<Tier>, default_tier: &str, global: Option<Budgets>, links: Links, prices: PriceBook) -> Option<Self> {
         tiers.sort_by_key(|tier| tier.rank);
         let default = tiers.iter().position(|tier| tier.name == default_tier)?;
         let index = |names: fn(&SoldAs) -> &Vec<String>| {
@@ -217,6 +247,7 @@ impl Catalogue {
             by_price: index(|sold| &sold.prices),
             by_lookup_key: index(|sold| &sold.lookup_keys),
             by_product: index(|sold| &sold.products),
+            prices,
             tiers,
             default,
             global,
@@ -250,9 +281,10 @@ impl Catalogue {
             .or_else(|| known(&self.by_product, item.product).map(|place| &self.tiers[place]))
     }
 
-    /// The next higher tier that can be bought.
-    pub fn upgrade_from(&self, tier: &Tier) -> Option<&Tier> {
-        self.tiers.iter().find(|other| tier.rank < other.rank && !other.sold_as.is_nothing())
+    /// The higher tiers that can be bought, the next one first.
+    pub fn upgrades_from(&self, tier: &Tier) -> impl Iterator<Item = &Tier> {
+        let rank = tier.rank;
+        self.tiers.iter().filter(move |other| rank < other.rank && !other.sold_as.is_nothing())
     }
 
     /// Whether any budget of any tier follows the subscription's own period.
@@ -291,11 +323,13 @@ mod tests {
     fn a_fallback_is_never_degraded_further() {
         let fallbacks =
             Fallbacks { by_model: BTreeMap::from([("gpt-4o".to_owned(), "gpt-4o-mini".to_owned())]), default: Some("tiny".to_owned()) };
-        let check = |requested: Option<&str>, expected: &str| assert_eq!(fallbacks.instead_of(requested), Some(expected));
-        check(Some("gpt-4o"), "gpt-4o-mini");
-        check(Some("gpt-4o-mini"), "gpt-4o-mini");
-        check(Some("tiny"), "tiny");
-        check(Some("other"), "tiny");
-        check(None, "tiny");
+        let check = |requested: Option<&str>, expected: &[&str]| {
+            assert_eq!(fallbacks.instead_of(requested).collect::<Vec<_>>(), expected, "{requested:?}");
+        };
+        check(Some("gpt-4o"), &["gpt-4o-mini", "tiny"]);
+        check(Some("gpt-4o-mini"), &[]);
+        check(Some("tiny"), &[]);
+        check(Some("other"), &["tiny"]);
+        check(None, &["tiny"]);
     }
 }

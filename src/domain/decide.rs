@@ -47,6 +47,12 @@ pub enum Reason {
     BudgetExhausted,
     /// There is something left, but not enough for this estimate.
     EstimateExceedsBudget,
+    /// The tier does not include this model.
+    ModelNotInTier,
+    /// The model has no price, and its cost was to be worked out.
+    UnknownModel,
+    /// By the price book the model costs nothing, so no budget stands in its way.
+    FreeModel,
     /// The store could not be read, so nothing is known: fail closed.
     StoreUnavailable,
 }
@@ -253,7 +259,8 @@ fn message(verdict: &Verdict<'_>, estimate: Money, retry_at: Option<DateTime<Utc
         Reason::EstimateExceedsBudget => {
             format!("{kind} of {limit} has {} left, and this request needs {estimate}; {}", budget.remaining(), resets())
         }
-        Reason::StoreUnavailable => store_unavailable().message,
+        // No budget says any of these.
+        Reason::ModelNotInTier | Reason::UnknownModel | Reason::FreeModel | Reason::StoreUnavailable => String::new(),
     }
 }
 

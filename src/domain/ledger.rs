@@ -9,10 +9,13 @@ use chrono::{DateTime, TimeDelta, Utc};
 use super::book::Book;
 use super::catalogue::Catalogue;
 use super::changes::Changes;
-use super::decide::{Action, Budget, Scope, decide, most};
+use super::cost::{self, Unpriced};
+use super::decide::{Action, Budget, Reason, Scope, most};
+use super::judge::{Ask, judge};
 use super::money::Money;
 use super::operation::{
-    Booked, Consumption, Correction, Entry, EntryKind, Hold, HoldAsk, HoldEnd, IfShort, Operation, Outcome, Receipt, Refusal, Usage,
+    Booked, Consumption, Correction, Entry, EntryKind, Hold, HoldAsk, HoldEnd, IfShort, Judged, Operation, Outcome, Receipt, Refusal,
+    Usage, Used,
 };
 use super::user::{AccountId, Profile, Standing, UserId};
 
@@ -77,45 +80,47 @@ impl Ledger {
     /// Does one operation, all of it or nothing.
     pub fn step(&mut self, operation: &Operation, catalogue: &Catalogue, now: DateTime<Utc>) -> Result<Outcome, Refusal> {
         match operation {
-            Operation::Record(usages) => self.record(usages, now).map(Outcome::Recorded),
+            Operation::Record(usages) => self.record(usages, catalogue, now).map(Outcome::Recorded),
             Operation::Hold(ask) => self.hold(ask, catalogue, now),
-            Operation::Capture { hold_id, consumption } => self.capture(hold_id, consumption, now),
+            Operation::Capture { hold_id, used } => self.capture(hold_id, used, catalogue, now),
             Operation::Release { hold_id } => self.release(hold_id, now),
             Operation::Extend { hold_id, ttl } => self.extend(hold_id, *ttl, now),
             Operation::Correct(correction) => self.correct(correction, now).map(Outcome::Corrected),
         }
     }
 
-    fn record(&mut self, usages: &[Usage], now: DateTime<Utc>) -> Result<Vec<Receipt>, Refusal> {
+    fn record(&mut self, usages: &[Usage], catalogue: &Catalogue, now: DateTime<Utc>) -> Result<Vec<Receipt>, Refusal> {
         let mut receipts = Vec::with_capacity(usages.len());
         let mut fresh: HashMap<&str, Booked> = HashMap::new();
         let mut spent: HashMap<&UserId, Money> = HashMap::new();
         let mut spent_in: HashMap<AccountId, Money> = HashMap::new();
         let mut entries = Vec::new();
         for (index, usage) in usages.iter().enumerate() {
-            let consumption = &usage.consumption;
-            let fingerprint = consumption.fingerprint(Some(&usage.user_id), usage.time);
+            let fingerprint = usage.used.fingerprint(Some(&usage.user_id), usage.time);
             let before = self.booked.get(&(EntryKind::Usage, usage.id.clone())).or_else(|| fresh.get(usage.id.as_str())).copied();
             let booked = match before {
                 Some(booked) if booked.fingerprint == fingerprint => booked,
                 Some(_) => return Err(Refusal::IdReused { index, id: usage.id.clone() }),
                 None => {
+                    let time = usage.time.unwrap_or(now);
+                    let consumption = self.consumption(&usage.user_id, &usage.used, index, time, catalogue, now)?;
+                    let cost = consumption.cost;
                     let total = spent.entry(&usage.user_id).or_insert(self.payer(&usage.user_id)?.book.total());
-                    *total = total.checked_add(consumption.cost).ok_or(Refusal::TotalOutOfRange { index })?;
-                    let booked = Booked { fingerprint, time: usage.time.unwrap_or(now), recorded_at: now };
+                    *total = total.checked_add(cost).ok_or(Refusal::TotalOutOfRange { index })?;
+                    let booked = Booked { fingerprint, cost, time, recorded_at: now };
                     fresh.insert(&usage.id, booked);
-                    let (id, user_id, consumption) = (usage.id.clone(), usage.user_id.clone(), consumption.clone());
+                    let (id, user_id) = (usage.id.clone(), usage.user_id.clone());
                     let account = self.account_of(&user_id)?;
                     if let Some(account) = &account {
                         let pool = self.accounts.get(account).ok_or(Refusal::OutOfDate)?;
                         let total = spent_in.entry(account.clone()).or_insert(pool.total());
-                        *total = total.checked_add(consumption.cost).ok_or(Refusal::TotalOutOfRange { index })?;
+                        *total = total.checked_add(cost).ok_or(Refusal::TotalOutOfRange { index })?;
                     }
                     entries.push(Entry { kind: EntryKind::Usage, id, user_id, account, consumption, booked });
                     booked
                 }
             };
-            receipts.push(receipt(&usage.id, &usage.user_id, consumption.cost, booked, before.is_some()));
+            receipts.push(receipt(&usage.id, &usage.user_id, booked, before.is_some()));
         }
         for entry in entries {
             self.book(entry)?;
@@ -128,17 +133,20 @@ impl Ledger {
             if hold.fingerprint != ask.fingerprint() {
                 return Err(Refusal::IdReused { index: 0, id: ask.id.clone() });
             }
-            return Ok(Outcome::Held { hold: Box::new(hold.clone()), budgets: Vec::new(), repeated: true });
+            return Ok(Outcome::Held { hold: Box::new(hold.clone()), judged: None, repeated: true });
         }
         let budgets = self.budgets(&ask.user_id, catalogue, now)?;
-        let fits = |amount: Money| decide(&budgets, amount).action != Action::Block;
-        let amount = match ask.if_short {
-            _ if fits(ask.estimate) => ask.estimate,
-            IfShort::Reduce => most(&budgets).unwrap_or(ask.estimate),
-            IfShort::Refuse => ask.estimate,
-        };
-        if amount == Money::ZERO || !fits(amount) {
-            return Ok(Outcome::NotHeld { budgets });
+        let tier = self.payer(&ask.user_id)?.profile.standing(catalogue, now).tier;
+        let mut judgement = judge(catalogue, tier, &budgets, &ask.call, now);
+        if (judgement.decision.reason, ask.if_short) == (Reason::EstimateExceedsBudget, IfShort::Reduce)
+            && let Some(left) = most(&budgets).filter(|left| *left != Money::ZERO)
+        {
+            // What is held for less than was asked is judged by what is held.
+            judgement = judge(catalogue, tier, &budgets, &Ask { cost: Some(left), ..ask.call.clone() }, now);
+        }
+        let amount = judgement.estimate;
+        if judgement.decision.action == Action::Block {
+            return Ok(Outcome::NotHeld { judged: Box::new(Judged { judgement, budgets }) });
         }
         let payer = self.payers.get_mut(&ask.user_id).ok_or(Refusal::OutOfDate)?;
         let account = payer.profile.account.clone();
@@ -152,7 +160,7 @@ impl Ledger {
             user_id: ask.user_id.clone(),
             account,
             amount,
-            model: ask.model.clone(),
+            model: judgement.model.clone(),
             created_at: now,
             expires_at: now + ask.ttl,
             fingerprint: ask.fingerprint(),
@@ -163,13 +171,13 @@ impl Ledger {
         self.in_each_book(&hold.user_id, hold.account.as_ref(), |book| book.hold(&hold.promise()))?;
         self.touched_holds.insert(ask.id.clone());
         self.holds.insert(ask.id.clone(), hold.clone());
-        Ok(Outcome::Held { hold: Box::new(hold), budgets, repeated: false })
+        Ok(Outcome::Held { hold: Box::new(hold), judged: Some(Box::new(Judged { judgement, budgets })), repeated: false })
     }
 
     /// A late capture books the cost all the same: it was spent.
-    fn capture(&mut self, hold_id: &str, consumption: &Consumption, now: DateTime<Utc>) -> Result<Outcome, Refusal> {
+    fn capture(&mut self, hold_id: &str, used: &Used, catalogue: &Catalogue, now: DateTime<Utc>) -> Result<Outcome, Refusal> {
         let hold = self.holds.get(hold_id).ok_or_else(|| Refusal::NoSuchHold(hold_id.to_owned()))?.clone();
-        let fingerprint = consumption.fingerprint(None, None);
+        let fingerprint = used.fingerprint(None, None);
         match hold.end {
             Some(HoldEnd::Captured { fingerprint: first, .. }) if first == fingerprint => {
                 return Ok(Outcome::Ended { hold: Box::new(hold), repeated: true });
@@ -177,14 +185,15 @@ impl Ledger {
             Some(_) => return Err(Refusal::HoldEnded(Box::new(hold))),
             None => {}
         }
-        let consumption = Consumption { model: consumption.model.clone().or(hold.model.clone()), ..consumption.clone() };
+        let used = Used { model: used.model.clone().or(hold.model.clone()), ..used.clone() };
+        let consumption = self.consumption(&hold.user_id, &used, 0, now, catalogue, now)?;
         let pool = hold.account.as_ref().and_then(|account| self.accounts.get(account));
         if !self.payer(&hold.user_id)?.book.can_add(consumption.cost) || pool.is_some_and(|pool| !pool.can_add(consumption.cost)) {
             return Err(Refusal::TotalOutOfRange { index: 0 });
         }
         let end = HoldEnd::Captured { cost: consumption.cost, at: now, fingerprint };
         let hold = self.end_hold(hold, end)?;
-        let booked = Booked { fingerprint, time: now, recorded_at: now };
+        let booked = Booked { fingerprint, cost: consumption.cost, time: now, recorded_at: now };
         let (id, user_id, account) = (hold_id.to_owned(), hold.user_id.clone(), hold.account.clone());
         self.book(Entry { kind: EntryKind::Capture, id, user_id, account, consumption, booked })?;
         Ok(Outcome::Ended { hold: Box::new(hold), repeated: false })
@@ -226,14 +235,14 @@ impl Ledger {
             if booked.fingerprint != fingerprint {
                 return Err(Refusal::IdReused { index: 0, id: correction.id.clone() });
             }
-            return Ok(receipt(&correction.id, &correction.user_id, correction.amount, *booked, true));
+            return Ok(receipt(&correction.id, &correction.user_id, *booked, true));
         }
         let account = self.corrected_account(correction)?;
-        let booked = Booked { fingerprint, time: correction.time, recorded_at: now };
+        let booked = Booked { fingerprint, cost: correction.amount, time: correction.time, recorded_at: now };
         let (id, user_id) = (correction.id.clone(), correction.user_id.clone());
         self.book(Entry { kind: EntryKind::Correction, id, user_id, account, consumption, booked })?;
         self.corrections.push(correction.clone());
-        Ok(receipt(&correction.id, &correction.user_id, correction.amount, booked, false))
+        Ok(receipt(&correction.id, &correction.user_id, booked, false))
     }
 
     /// Where what is to be taken back was spent: in the account that the user belongs to, else wherever there is as much.
@@ -262,6 +271,21 @@ impl Ledger {
 
     fn payer(&self, user: &UserId) -> Result<&Payer, Refusal> {
         self.payers.get(user).ok_or(Refusal::OutOfDate)
+    }
+
+    /// What `used` comes to for this user, by the prices of `time`.
+    fn consumption(
+        &self,
+        user: &UserId,
+        used: &Used,
+        index: usize,
+        time: DateTime<Utc>,
+        catalogue: &Catalogue,
+        now: DateTime<Utc>,
+    ) -> Result<Consumption, Refusal> {
+        let tier = self.payer(user)?.profile.standing(catalogue, now).tier;
+        let consumption = cost::consumption(catalogue, tier, used, time);
+        consumption.map_err(|Unpriced { model }| Refusal::Unpriced { index, model })
     }
 
     /// The account in which this user spends; its book is here.
@@ -322,9 +346,9 @@ impl Ledger {
     }
 }
 
-fn receipt(id: &str, user: &UserId, cost: Money, booked: Booked, repeated: bool) -> Receipt {
+fn receipt(id: &str, user: &UserId, booked: Booked, repeated: bool) -> Receipt {
     let (id, user_id) = (id.to_owned(), user.clone());
-    Receipt { id, user_id, cost, time: booked.time, recorded_at: booked.recorded_at, repeated }
+    Receipt { id, user_id, cost: booked.cost, time: booked.time, recorded_at: booked.recorded_at, repeated }
 }
 
 const SECONDS_PER_DAY: i64 = 86_400;

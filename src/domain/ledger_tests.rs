@@ -3,6 +3,7 @@ use std::collections::HashMap;
 use super::*;
 use crate::domain::book::SpentByDay;
 use crate::domain::changes::{sums, sums_of_all};
+use crate::domain::pricing::{Parts, PriceBook};
 use crate::domain::tiers_file;
 
 fn user(name: &str) -> UserId {
@@ -14,8 +15,8 @@ fn money(dollars: &str) -> Money {
 }
 
 fn usage(id: &str, who: &str, dollars: &str) -> Usage {
-    let consumption = Consumption { cost: money(dollars), ..Consumption::default() };
-    Usage { id: id.to_owned(), user_id: user(who), time: None, consumption }
+    let used = Used { cost: Some(money(dollars)), ..Used::default() };
+    Usage { id: id.to_owned(), user_id: user(who), time: None, used }
 }
 
 fn at(seconds: i64) -> DateTime<Utc> {
@@ -25,7 +26,7 @@ fn at(seconds: i64) -> DateTime<Utc> {
 fn catalogue() -> Catalogue {
     let text = "default_tier: free\nglobal: { budgets: { total: 5 }, policy: strict }\n\
         tiers:\n  free: { rank: 0, budgets: { daily: 1 }, policy: strict }\n";
-    tiers_file::read(text).unwrap_or_else(|problems| panic!("{problems:?}"))
+    tiers_file::read(text, PriceBook::default()).unwrap_or_else(|problems| panic!("{problems:?}"))
 }
 
 fn ledger() -> Ledger {
@@ -52,7 +53,7 @@ fn record(ledger: &mut Ledger, usages: &[Usage], seconds: i64) -> Result<Vec<Rec
 
 fn ask(id: &str, who: &str, dollars: &str, if_short: IfShort) -> Operation {
     let (id, user_id, estimate) = (id.to_owned(), user(who), money(dollars));
-    Operation::Hold(HoldAsk { id, user_id, estimate, ttl: TimeDelta::seconds(60), model: None, if_short })
+    Operation::Hold(HoldAsk { id, user_id, call: Ask { cost: Some(estimate), ..Ask::default() }, ttl: TimeDelta::seconds(60), if_short })
 }
 
 fn hold(ledger: &mut Ledger, operation: &Operation, seconds: i64) -> Option<Money> {
@@ -99,20 +100,21 @@ fn a_total_that_cannot_be_counted_is_refused_and_is_no_matter_to_others() {
 #[test]
 fn every_part_of_a_body_is_in_its_fingerprint() {
     let plain = usage("a", "u", "1");
-    let with = |change: fn(&mut Consumption)| {
+    let with = |change: fn(&mut Used)| {
         let mut changed = plain.clone();
-        change(&mut changed.consumption);
+        change(&mut changed.used);
         changed
     };
     let others = [
         usage("a", "v", "1"),
         usage("a", "u", "1.000000001"),
         Usage { time: Some(at(1)), ..plain.clone() },
-        with(|consumption| consumption.model = Some("m".to_owned())),
-        with(|consumption| consumption.provider = Some("m".to_owned())),
-        with(|consumption| consumption.input_tokens = Some(1)),
-        with(|consumption| consumption.output_tokens = Some(1)),
-        with(|consumption| consumption.metadata = Some("{}".to_owned())),
+        with(|used| used.model = Some("m".to_owned())),
+        with(|used| used.provider = Some("m".to_owned())),
+        with(|used| used.input_tokens = Some(1)),
+        with(|used| used.output_tokens = Some(1)),
+        with(|used| used.metadata = Some("{}".to_owned())),
+        with(|used| used.parts = Some(Box::new(Parts { cached_input: 1, ..Parts::NONE }))),
     ];
     for other in others {
         let mut ledger = ledger();
@@ -141,8 +143,8 @@ fn holds_are_admitted_to_the_last_nano_dollar_of_every_limit() {
 #[test]
 fn a_hold_ends_once() {
     let mut ledger = ledger();
-    let (catalogue, cost) = (catalogue(), |dollars: &str| Consumption { cost: money(dollars), ..Consumption::default() });
-    let capture = |id: &str, dollars: &str| Operation::Capture { hold_id: id.to_owned(), consumption: cost(dollars) };
+    let (catalogue, cost) = (catalogue(), |dollars: &str| Used { cost: Some(money(dollars)), ..Used::default() });
+    let capture = |id: &str, dollars: &str| Operation::Capture { hold_id: id.to_owned(), used: cost(dollars) };
     let release = |id: &str| Operation::Release { hold_id: id.to_owned() };
     let extend = |id: &str| Operation::Extend { hold_id: id.to_owned(), ttl: TimeDelta::seconds(100) };
     hold(&mut ledger, &ask("h", "u", "0.5", IfShort::Refuse), 0);

@@ -7,13 +7,30 @@ use sha2::{Digest, Sha256};
 
 use super::book::OpenHold;
 use super::decide::Budget;
+use super::judge::{Ask, Judgement};
 use super::money::Money;
+use super::pricing::Parts;
 use super::user::{AccountId, UserId};
 
 /// How far a record's own time may lie ahead of our clock: clocks differ.
 pub const AHEAD_MAX: TimeDelta = TimeDelta::minutes(5);
 
-/// What was consumed, for a record or a capture.
+/// What was used, for a record or a capture, as the caller says it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Used {
+    /// `None`: it is to be worked out from the tokens, so there is a model.
+    pub cost: Option<Money>,
+    pub model: Option<String>,
+    pub provider: Option<String>,
+    pub input_tokens: Option<i64>,
+    pub output_tokens: Option<i64>,
+    /// What of it has prices of its own.
+    pub parts: Option<Box<Parts>>,
+    /// The caller's own JSON object, in canonical form.
+    pub metadata: Option<String>,
+}
+
+/// What is booked of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Consumption {
     pub cost: Money,
@@ -23,6 +40,8 @@ pub struct Consumption {
     pub output_tokens: Option<i64>,
     /// The caller's own JSON object, in canonical form.
     pub metadata: Option<String>,
+    /// Tokens of other kinds, and the prices that were applied, as a JSON object.
+    pub detail: Option<String>,
 }
 
 /// One usage record as the caller gave it, checked at the door.
@@ -32,7 +51,7 @@ pub struct Usage {
     pub user_id: UserId,
     /// When it happened; `None` is when we booked it.
     pub time: Option<DateTime<Utc>>,
-    pub consumption: Consumption,
+    pub used: Used,
 }
 
 /// What to do where a hold does not fit.
@@ -48,9 +67,8 @@ pub enum IfShort {
 pub struct HoldAsk {
     pub id: String,
     pub user_id: UserId,
-    pub estimate: Money,
+    pub call: Ask,
     pub ttl: TimeDelta,
-    pub model: Option<String>,
     pub if_short: IfShort,
 }
 
@@ -76,7 +94,7 @@ pub enum Operation {
     Hold(HoldAsk),
     Capture {
         hold_id: String,
-        consumption: Consumption,
+        used: Used,
     },
     Release {
         hold_id: String,
@@ -114,21 +132,34 @@ fn text(text: &Option<String>) -> Option<&[u8]> {
     text.as_deref().map(str::as_bytes)
 }
 
-impl Consumption {
+fn bytes(number: Option<i64>) -> Option<[u8; 8]> {
+    number.map(i64::to_be_bytes)
+}
+
+fn parts_bytes(parts: &Parts) -> Vec<u8> {
+    let counts = [parts.cached_input, parts.cache_write, parts.audio_input, parts.reasoning, parts.audio_output, parts.images];
+    counts.into_iter().flat_map(i64::to_be_bytes).collect()
+}
+
+impl Used {
+    /// Of the body, not of what it comes to: the same body is the same tomorrow, when prices have changed.
     pub(super) fn fingerprint(&self, user: Option<&UserId>, time: Option<DateTime<Utc>>) -> Fingerprint {
-        let bytes = |number: Option<i64>| number.map(i64::to_be_bytes);
         let (input, output) = (bytes(self.input_tokens), bytes(self.output_tokens));
-        let (time, cost) = (bytes(time.map(|time| time.timestamp_micros())), self.cost.nanos().to_be_bytes());
-        fingerprint(&[
+        let (time, cost) = (bytes(time.map(|time| time.timestamp_micros())), bytes(self.cost.map(Money::nanos)));
+        let parts = self.parts.as_deref().filter(|parts| **parts != Parts::NONE).map(parts_bytes);
+        let said = [
             user.map(|user| user.as_str().as_bytes()),
-            Some(&cost),
+            cost.as_ref().map(<[u8; 8]>::as_slice),
             text(&self.model),
             text(&self.provider),
             input.as_ref().map(<[u8; 8]>::as_slice),
             output.as_ref().map(<[u8; 8]>::as_slice),
             time.as_ref().map(<[u8; 8]>::as_slice),
             text(&self.metadata),
-        ])
+            parts.as_deref(),
+        ];
+        // A body that has none reads as it did before there were any.
+        fingerprint(if parts.is_some() { &said } else { &said[..8] })
     }
 }
 
@@ -138,7 +169,8 @@ impl Correction {
     }
 
     pub(super) fn fingerprint(&self) -> Fingerprint {
-        let body = self.consumption().fingerprint(Some(&self.user_id), Some(self.time));
+        let used = Used { cost: Some(self.amount), model: self.model.clone(), ..Used::default() };
+        let body = used.fingerprint(Some(&self.user_id), Some(self.time));
         fingerprint(&[Some(&body), Some(self.reason.as_bytes())])
     }
 }
@@ -146,8 +178,23 @@ impl Correction {
 impl HoldAsk {
     pub(super) fn fingerprint(&self) -> Fingerprint {
         let reduce = [u8::from(self.if_short == IfShort::Reduce)];
-        let (user, estimate) = (self.user_id.as_str().as_bytes(), self.estimate.nanos().to_be_bytes());
-        fingerprint(&[Some(user), Some(&estimate), Some(&self.ttl.num_seconds().to_be_bytes()), text(&self.model), Some(&reduce)])
+        let (user, cost, ttl) =
+            (self.user_id.as_str().as_bytes(), bytes(self.call.cost.map(Money::nanos)), self.ttl.num_seconds().to_be_bytes());
+        let tokens = self.call.tokens.map(|tokens| {
+            let sums = [tokens.input, tokens.output].into_iter().flat_map(i64::to_be_bytes);
+            sums.chain(parts_bytes(&tokens.parts)).collect::<Vec<u8>>()
+        });
+        let said = [
+            Some(user),
+            cost.as_ref().map(<[u8; 8]>::as_slice),
+            Some(&ttl),
+            text(&self.call.model),
+            Some(&reduce),
+            text(&self.call.provider),
+            tokens.as_deref(),
+        ];
+        // A body that has neither reads as it did before there were any.
+        fingerprint(if said[5..].iter().any(Option::is_some) { &said } else { &said[..5] })
     }
 }
 
@@ -155,6 +202,7 @@ impl HoldAsk {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Booked {
     pub fingerprint: Fingerprint,
+    pub cost: Money,
     pub time: DateTime<Utc>,
     pub recorded_at: DateTime<Utc>,
 }
@@ -219,6 +267,8 @@ impl Hold {
 pub enum Refusal {
     #[error("under the id `{id}` another body was booked")]
     IdReused { index: usize, id: String },
+    #[error("the model `{model}` has no price")]
+    Unpriced { index: usize, model: String },
     #[error("the total would pass 9223372036.854775807, the most that can be counted")]
     TotalOutOfRange { index: usize },
     #[error("there is no hold `{0}`")]
@@ -232,19 +282,26 @@ pub enum Refusal {
     OutOfDate,
 }
 
+/// How a hold was judged, and by which budgets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Judged {
+    pub judgement: Judgement,
+    pub budgets: Vec<Budget>,
+}
+
 /// The answer to an operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Recorded(Vec<Receipt>),
-    /// Admitted, now or (`repeated`) before. `budgets` are those it was judged by, empty for a repeat.
+    /// Admitted, now or (`repeated`) before; then nothing is judged.
     Held {
         hold: Box<Hold>,
-        budgets: Vec<Budget>,
+        judged: Option<Box<Judged>>,
         repeated: bool,
     },
     /// It does not fit. Nothing is remembered of it: the same id may ask again.
     NotHeld {
-        budgets: Vec<Budget>,
+        judged: Box<Judged>,
     },
     Ended {
         hold: Box<Hold>,

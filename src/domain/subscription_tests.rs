@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::domain::pricing::PriceBook;
 use crate::domain::tiers_file;
 
 fn catalogue(extra: &str) -> Catalogue {
@@ -10,7 +11,7 @@ fn catalogue(extra: &str) -> Catalogue {
          pro: {{ rank: 1, budgets: {{ daily: 1 }}, policy: strict, prices: [price_pro], grace_days: 3 }}\n  \
          top: {{ rank: 2, budgets: {{ daily: 9 }}, policy: strict, lookup_keys: [top_monthly], products: [prod_top] }}\n"
     );
-    tiers_file::read(&text).unwrap_or_else(|problems| panic!("{problems:?}"))
+    tiers_file::read(&text, PriceBook::default()).unwrap_or_else(|problems| panic!("{problems:?}"))
 }
 
 fn at(seconds: i64) -> DateTime<Utc> {

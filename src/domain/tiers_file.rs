@@ -1,108 +1,33 @@
 //! Reads the text of `tiers.yaml` into a [`Catalogue`], or says everything that is wrong with it: line, column, what is
 //! wrong, and what would be right.
 
-use std::collections::{BTreeMap, HashMap};
-use std::fmt;
+mod models;
 
+use std::collections::{BTreeMap, HashMap};
+
+use marked_yaml::Node;
 use marked_yaml::types::{MarkedScalarNode, Span};
-use marked_yaml::{LoadError, LoaderOptions, Node, parse_yaml_with_options};
 
 use super::catalogue::{Budgets, Catalogue, Fallbacks, Links, PausedCollection, Percent, Policy, SoldAs, Thresholds, Tier, UrlTemplate};
 use super::decide::Scope;
 use super::money::Money;
 use super::period::Period;
+use super::pricing::PriceBook;
+use super::yaml::{self, Fields, NAME_BYTES_MAX, Problem, Reader, instead};
 
-/// A larger file is refused unread: a catalogue of a thousand tiers is smaller.
-pub const FILE_BYTES_MAX: usize = 1024 * 1024;
-const NAME_BYTES_MAX: usize = 255;
 const GRACE_DAYS_DEFAULT: u32 = 7;
 const GRACE_DAYS_MAX: u32 = 3650;
 /// Ten times the limit: a threshold beyond is a slip of the keyboard.
 const PERCENT_MAX: u32 = 1000;
 const UPGRADE_URL_DEFAULT: &str = "/upgrade?from={tier}";
-/// A word this alike (Jaro-Winkler, 0 to 1) is worth asking about.
-const ALIKE: f64 = 0.8;
 
-/// One fault of the file. Lines and columns count from 1.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    pub line: usize,
-    pub column: usize,
-    pub message: String,
-}
-
-/// Without the file's name, which the caller knows: `12:5: …`.
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}: {}", self.line, self.column, self.message)
-    }
-}
-
-/// The catalogue that `text` describes, or all its faults in the order of the file.
-pub fn read(text: &str) -> Result<Catalogue, Vec<Problem>> {
-    if FILE_BYTES_MAX < text.len() {
-        let message = format!("the file has {} bytes; at most {FILE_BYTES_MAX} are read", text.len());
-        return Err(vec![Problem { line: 1, column: 1, message }]);
-    }
-    if let Some((line, _)) = text
-        .lines()
-        .enumerate()
-        .skip_while(|(_, line)| line.starts_with('#') || line.trim().is_empty())
-        .skip(1)
-        .find(|(_, line)| *line == "---" || *line == "...")
-    {
-        let message = "a second document begins here, which would not be read; keep one".to_owned();
-        return Err(vec![Problem { line: line + 1, column: 1, message }]);
-    }
-    let options = LoaderOptions::default().error_on_duplicate_keys(true);
-    let root = parse_yaml_with_options(0, text, options).map_err(|error| vec![unreadable(&error)])?;
-    let mut reader = Reader { problems: Vec::new() };
-    let catalogue = reader.catalogue(&root);
-    match catalogue {
-        Some(catalogue) if reader.problems.is_empty() => Ok(catalogue),
-        _ => {
-            reader.problems.sort_by_key(|problem| (problem.line, problem.column));
-            Err(reader.problems)
-        }
-    }
-}
-
-fn unreadable(error: &LoadError) -> Problem {
-    let (at, message) = match error {
-        LoadError::TopLevelMustBeMapping(at) => (*at, "the file must be a mapping of `default_tier`, `tiers` and so on".to_owned()),
-        LoadError::TopLevelMustBeSequence(at) => (*at, "the file must be a mapping".to_owned()),
-        LoadError::UnexpectedAnchor(at) => (*at, "anchors and aliases (&, *) are not read here; write the value out".to_owned()),
-        LoadError::MappingKeyMustBeScalar(at) => (*at, "a key must be a plain word".to_owned()),
-        LoadError::UnexpectedTag(at) => (*at, "tags (!) are not read here; remove it".to_owned()),
-        LoadError::ScanError(at, fault) => (*at, format!("this is not YAML: {}", fault.info())),
-        LoadError::DuplicateKey(keys) => {
-            let first = keys.prev_key.span().start().map_or(0, |at| at.line());
-            let message = format!("`{}` is given twice, first in line {first}; keep one", keys.key.as_str());
-            return Problem { message, ..place(keys.key.span()) };
-        }
-    };
-    Problem { line: at.line(), column: at.column(), message }
-}
-
-fn place(span: &Span) -> Problem {
-    let (line, column) = span.start().map_or((1, 1), |at| (at.line(), at.column()));
-    Problem { line, column, message: String::new() }
-}
-
-/// The values of a mapping by key; the keys are known ones.
-type Fields<'a> = HashMap<&'a str, &'a Node>;
-
-/// Goes on after a fault, so that the operator sees all of them at once.
-struct Reader {
-    problems: Vec<Problem>,
+/// The catalogue that `text` describes beside `prices`, or all its faults in the order of the file.
+pub fn read(text: &str, prices: PriceBook) -> Result<Catalogue, Vec<Problem>> {
+    yaml::read(text, |reader, root| reader.catalogue(root, prices))
 }
 
 impl Reader {
-    fn problem(&mut self, span: &Span, message: impl Into<String>) {
-        self.problems.push(Problem { message: message.into(), ..place(span) });
-    }
-
-    fn catalogue(&mut self, root: &Node) -> Option<Catalogue> {
+    fn catalogue(&mut self, root: &Node, prices: PriceBook) -> Option<Catalogue> {
         const KEYS: &[&str] = &["default_tier", "upgrade_url", "contact_url", "pause_collection", "global", "tiers"];
         let fields = self.fields(root, "the file", KEYS)?;
         let tiers = self.tiers(fields.get("tiers").copied());
@@ -123,7 +48,10 @@ impl Reader {
             None => PausedCollection::Keep,
         };
         let links = Links { upgrade_url: upgrade_url?, contact_url, paused_collection };
-        Catalogue::new(tiers.into_iter().map(|(tier, _)| tier).collect(), &default_tier?, global, links)
+        for (tier, span) in &tiers {
+            self.models_of(tier, span, &prices);
+        }
+        Catalogue::new(tiers.into_iter().map(|(tier, _)| tier).collect(), &default_tier?, global, links, prices)
     }
 
     /// `names` are all tiers that the file describes, faulty ones included: one fault is told once.
@@ -178,6 +106,9 @@ impl Reader {
             "policy",
             "thresholds",
             "degrade_to",
+            "models",
+            "unknown_model",
+            "markup_pct",
             "grace_days",
             "prices",
             "lookup_keys",
@@ -215,6 +146,7 @@ impl Reader {
             let message = format!("{label} degrades, so `degrade_to` needs a `default`: the model to go on with where no other is named");
             self.problem(name.span(), message);
         }
+        let (models, unknown_model, markup) = (self.models(&fields), self.unknown_model(&fields), self.markup(&fields));
         let grace_days = match fields.get("grace_days").copied() {
             Some(node) => self.parsed(node, "grace_days", |text| match text.parse() {
                 Ok(days) if days <= GRACE_DAYS_MAX => Ok(days),
@@ -232,7 +164,18 @@ impl Reader {
             products: list("products", "product"),
         };
         let monthly_price = monthly_price.unwrap_or(Some(Money::ZERO))?;
-        Some(Tier { name: name.as_str().to_owned(), rank: rank?, monthly_price, budgets: budgets?, grace_days, fallbacks, sold_as })
+        Some(Tier {
+            name: name.as_str().to_owned(),
+            rank: rank?,
+            monthly_price,
+            budgets: budgets?,
+            grace_days,
+            fallbacks,
+            models: models?,
+            unknown_model: unknown_model?,
+            markup: markup?,
+            sold_as,
+        })
     }
 
     /// A price buys one tier only.
@@ -315,7 +258,6 @@ impl Reader {
         let mut before: Option<(&str, Percent)> = None;
         for (name, percent) in given.into_iter().filter_map(|(name, percent)| Some((name, percent?))) {
             if let Some((milder, lower)) = before.filter(|(_, lower)| percent < *lower) {
-                let (lower, percent) = (percent_text(lower), percent_text(percent));
                 let message = format!(
                     "{label}: thresholds descend: `{milder}` at {lower} % comes after `{name}` at {percent} %; \
                      they must ascend from warn over degrade to block"
@@ -333,20 +275,7 @@ impl Reader {
         if node.as_scalar().is_some_and(|scalar| scalar.may_coerce() && matches!(scalar.as_str(), "null" | "~" | "")) {
             return Some(None);
         }
-        self.parsed(node, key, |text| {
-            let fault = || format!("must be a percentage of the limit from 0 to {PERCENT_MAX} with at most two decimals, or null");
-            let (whole, decimals) = text.split_once('.').unwrap_or((text, "0"));
-            let digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
-            if !digits(whole) || !digits(decimals) || 2 < decimals.len() {
-                return Err(fault());
-            }
-            let hundredths = format!("{decimals:0<2}").parse::<u32>().map_err(|_| fault())?;
-            match whole.parse::<u32>() {
-                Ok(whole) if whole < PERCENT_MAX || (whole == PERCENT_MAX && hundredths == 0) => Ok(Percent(whole * 100 + hundredths)),
-                _ => Err(fault()),
-            }
-        })
-        .map(Some)
+        self.parsed(node, key, |text| percent(text).map_err(|why| why + ", or null")).map(Some)
     }
 
     fn fallbacks(&mut self, node: &Node) -> Option<Fallbacks> {
@@ -363,70 +292,6 @@ impl Reader {
             self.problem(node.span(), format!("`degrade_to` leads from `{model}` back to itself; each step must be cheaper"));
         }
         Some(fallbacks)
-    }
-
-    fn names<'a>(&mut self, node: &'a Node, key: &str) -> Vec<&'a MarkedScalarNode> {
-        let Some(items) = node.as_sequence() else {
-            self.problem(node.span(), format!("`{key}` must be a list, as in `{key}: [one, two]`"));
-            return Vec::new();
-        };
-        let mut names = Vec::new();
-        for item in items.iter() {
-            if self.name(item, key).is_some() {
-                names.extend(item.as_scalar());
-            }
-        }
-        names
-    }
-
-    fn name(&mut self, node: &Node, key: &str) -> Option<String> {
-        self.parsed(node, key, |text| {
-            if text.is_empty() || NAME_BYTES_MAX < text.len() || text.chars().any(char::is_control) {
-                return Err(format!("must have 1 to {NAME_BYTES_MAX} bytes and no control characters"));
-            }
-            Ok(text.to_owned())
-        })
-    }
-
-    fn money(&mut self, node: &Node, key: &str) -> Option<Money> {
-        self.parsed(node, key, |text| Money::parse(text).map_err(|error| error.to_string()))
-    }
-
-    fn parsed<T>(&mut self, node: &Node, key: &str, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
-        let scalar = self.scalar(node, key)?;
-        match parse(scalar.as_str()) {
-            Ok(value) => Some(value),
-            Err(why) => {
-                self.problem(scalar.span(), format!("`{key}: {}` {why}", scalar.as_str()));
-                None
-            }
-        }
-    }
-
-    fn scalar<'a>(&mut self, node: &'a Node, key: &str) -> Option<&'a MarkedScalarNode> {
-        if node.as_scalar().is_none() {
-            self.problem(node.span(), format!("`{key}` must be a single value"));
-        }
-        node.as_scalar()
-    }
-
-    fn mapping<'a>(&mut self, node: &'a Node, key: &str) -> Option<impl Iterator<Item = (&'a MarkedScalarNode, &'a Node)> + use<'a>> {
-        if node.as_mapping().is_none() {
-            self.problem(node.span(), format!("`{key}` must be a mapping, as in `{key}: {{ name: value }}`"));
-        }
-        node.as_mapping().map(|mapping| mapping.iter())
-    }
-
-    /// The mapping's values by key. An unknown key is a fault, since a misspelt limit would be no limit.
-    fn fields<'a>(&mut self, node: &'a Node, label: &str, known: &[&str]) -> Option<Fields<'a>> {
-        let Some(mapping) = node.as_mapping() else {
-            self.problem(node.span(), format!("{label} must be a mapping of {}", known.join(", ")));
-            return None;
-        };
-        for (key, _) in mapping.iter().filter(|(key, _)| !known.contains(&key.as_str())) {
-            self.problem(key.span(), format!("{label} has no key `{}`; {}", key.as_str(), instead(key.as_str(), known)));
-        }
-        Some(mapping.iter().map(|(key, node)| (key.as_str(), node)).collect())
     }
 }
 
@@ -448,19 +313,16 @@ fn contact_url(text: &str) -> Result<String, String> {
     Err("must begin with https://, http:// or mailto: and have no white space".to_owned())
 }
 
-fn percent_text(percent: Percent) -> String {
-    match percent.0 % 100 {
-        0 => (percent.0 / 100).to_string(),
-        hundredths => format!("{}.{hundredths:02}", percent.0 / 100),
+fn percent(text: &str) -> Result<Percent, String> {
+    let fault = || format!("must be a percentage from 0 to {PERCENT_MAX} with at most two decimals");
+    let (whole, decimals) = text.split_once('.').unwrap_or((text, "0"));
+    let digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    if !digits(whole) || !digits(decimals) || 2 < decimals.len() {
+        return Err(fault());
     }
-}
-
-/// What would be right instead of `word`.
-fn instead(word: &str, known: &[&str]) -> String {
-    let alike = known.iter().map(|name| (strsim::jaro_winkler(word, name), *name)).max_by(|a, b| a.0.total_cmp(&b.0));
-    let list = known.join(", ");
-    match alike {
-        Some((likeness, name)) if ALIKE <= likeness => format!("did you mean `{name}`? Known are {list}"),
-        _ => format!("use one of {list}"),
+    let hundredths = format!("{decimals:0<2}").parse::<u32>().map_err(|_| fault())?;
+    match whole.parse::<u32>() {
+        Ok(whole) if whole < PERCENT_MAX || (whole == PERCENT_MAX && hundredths == 0) => Ok(Percent(whole * 100 + hundredths)),
+        _ => Err(fault()),
     }
 }

@@ -13,10 +13,11 @@ use serde::{Deserialize, Serialize};
 use super::App;
 use super::auth::{Bearer, Scope, require};
 use super::body::{self, Name, NoParams, OneOrMany, Params, UserPath};
-use super::error::ErrorCode;
-use super::error::Problem;
+use super::call::{self, with_tokens};
+use super::error::{ErrorCode, Problem};
 use super::holds::{self, Short, Ttl};
-use super::view::{Ask, DecisionView};
+use super::view::DecisionView;
+use crate::domain::judge::Ask;
 use crate::domain::money::Money;
 use crate::domain::operation::HoldAsk;
 use crate::domain::user::UserId;
@@ -32,11 +33,14 @@ const ANSWER_BYTES: usize = 1024;
 /// When to ask again after an answer that the store could not be read, in seconds.
 const RETRY_AFTER_SECONDS: u32 = 1;
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Query {
-    model: Option<Name>,
-    estimated_cost: Option<String>,
+with_tokens! {
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    pub struct Query {
+        model: Option<Name>,
+        provider: Option<Name>,
+        estimated_cost: Option<String>,
+    }
 }
 
 /// `GET /v1/users/{user_id}/enforcement`
@@ -47,12 +51,10 @@ pub async fn one(
     Params(query): Params<Query>,
 ) -> Result<Response, Problem> {
     require(&app, &key, Scope::Check).await?;
-    let estimate = match query.estimated_cost.as_deref() {
-        Some(text) => Money::parse(text).map_err(|error| Problem::invalid("estimated_cost", error))?,
-        None => Money::ZERO,
-    };
-    let ask = Ask { model: query.model.map(|name| name.0), estimate };
-    Ok(answer(&app, user, ask).await)
+    let cost = query.estimated_cost.as_deref().map(Money::parse).transpose();
+    let cost = cost.map_err(|error| Problem::invalid("estimated_cost", error))?;
+    let call = query.counts().ask(cost, query.model, query.provider).map_err(|fault| call::problem(fault, ""))?;
+    Ok(answer(&app, user, call).await)
 }
 
 /// The user's part of the path of [`one`], as it came.
@@ -70,18 +72,21 @@ pub async fn at_once(app: Arc<App>, head: &Parts, user: &str) -> Response {
     answer.into_response()
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Question {
-    user_id: UserId,
-    model: Option<Name>,
-    estimated_cost: Option<Money>,
-    /// Decide and reserve in one step; then `id` and `estimated_cost` are needed.
-    #[serde(default)]
-    hold: bool,
-    id: Option<Name>,
-    ttl_seconds: Option<Ttl>,
-    if_short: Option<Short>,
+with_tokens! {
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Question {
+        user_id: UserId,
+        model: Option<Name>,
+        provider: Option<Name>,
+        estimated_cost: Option<Money>,
+        /// Decide and reserve in one step; then `id` and what it may cost are needed.
+        #[serde(default)]
+        hold: bool,
+        id: Option<Name>,
+        ttl_seconds: Option<Ttl>,
+        if_short: Option<Short>,
+    }
 }
 
 /// A question that makes sense.
@@ -93,17 +98,17 @@ enum Asked {
 impl Question {
     /// `prefix` names its place in a list.
     fn check(self, prefix: &str) -> Result<Asked, Problem> {
-        let estimate = self.estimated_cost.unwrap_or_default();
+        let call = self.counts().ask(self.estimated_cost, self.model, self.provider).map_err(|fault| call::problem(fault, prefix))?;
         if self.hold {
             let missing = || Problem::field(ErrorCode::MissingField, &format!("{prefix}id"), "is missing; a hold needs an id of yours");
             let id = self.id.ok_or_else(missing)?;
             let (ttl, if_short) = (self.ttl_seconds.unwrap_or_default(), self.if_short.unwrap_or_default());
-            return holds::hold_ask(id, self.user_id, estimate, self.model, ttl, if_short).map(Asked::Reserve);
+            return holds::hold_ask(id, self.user_id, call, ttl, if_short, prefix).map(Asked::Reserve);
         }
         let given = [("id", self.id.is_some()), ("ttl_seconds", self.ttl_seconds.is_some()), ("if_short", self.if_short.is_some())];
         match given.into_iter().find(|(_, given)| *given) {
             Some((name, _)) => Err(Problem::invalid(&format!("{prefix}{name}"), "goes with `\"hold\": true`")),
-            None => Ok(Asked::Check(self.user_id, Ask { model: self.model.map(|name| name.0), estimate })),
+            None => Ok(Asked::Check(self.user_id, call)),
         }
     }
 }
@@ -147,8 +152,8 @@ async fn answers(app: &Arc<App>, asked: Vec<Asked>) -> Response {
     let results = asked.into_iter().map(|asked| {
         let checked = match asked {
             Asked::Check(user, ask) => Ok(json(&match views.next() {
-                Some(view) => DecisionView::of_view(app, &user, view, ask),
-                None => DecisionView::unknown(app, &user, ask),
+                Some(view) => DecisionView::of_view(app, &user, view, &ask),
+                None => DecisionView::unknown(app, &user, &ask),
             })),
             Asked::Reserve(ask) => Err(ask),
         };
@@ -179,8 +184,8 @@ fn json(answer: &impl Serialize) -> String {
 
 async fn answer(app: &App, user: UserId, ask: Ask) -> Response {
     match app.meter.view(&user, app.now()).await {
-        Ok(view) => respond(DecisionView::of_view(app, &user, &view, ask), app.meter.is_writable(app.now())),
-        Err(error) => respond(unreadable(&error, DecisionView::unknown(app, &user, ask)), false),
+        Ok(view) => respond(DecisionView::of_view(app, &user, &view, &ask), app.meter.is_writable(app.now())),
+        Err(error) => respond(unreadable(&error, DecisionView::unknown(app, &user, &ask)), false),
     }
 }
 

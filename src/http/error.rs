@@ -5,6 +5,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use tracing::error;
 
+use super::App;
 use crate::domain::operation::{Hold, HoldEnd, Refusal};
 use crate::domain::period::rfc3339;
 use crate::meter::WriteError;
@@ -23,11 +24,13 @@ pub enum ErrorCode {
     MissingField,
     UnknownField,
     InvalidField,
+    UnknownModel,
     Unauthorized,
     ForbiddenScope,
     NotFound,
     EventNotFound,
     AccountNotFound,
+    PriceNotFound,
     MethodNotAllowed,
     BodyTimeout,
     BodyTooLarge,
@@ -57,12 +60,14 @@ impl ErrorCode {
             }
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::ForbiddenScope => StatusCode::FORBIDDEN,
-            Self::NotFound | Self::EventNotFound | Self::AccountNotFound | Self::HoldNotFound | Self::LinkInvalid => StatusCode::NOT_FOUND,
+            Self::NotFound | Self::EventNotFound | Self::AccountNotFound | Self::PriceNotFound | Self::HoldNotFound | Self::LinkInvalid => {
+                StatusCode::NOT_FOUND
+            }
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::IdReused | Self::HoldEnded | Self::CustomerBound => StatusCode::CONFLICT,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::MissingField | Self::UnknownField | Self::InvalidField => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::MissingField | Self::UnknownField | Self::InvalidField | Self::UnknownModel => StatusCode::UNPROCESSABLE_ENTITY,
             Self::StripeNotAsked => StatusCode::CONFLICT,
             Self::LinkExpired => StatusCode::GONE,
             Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
@@ -76,11 +81,13 @@ impl ErrorCode {
             Self::MissingField => "A field is missing",
             Self::UnknownField => "A field is not known here",
             Self::InvalidField => "A field has a value that cannot be",
+            Self::UnknownModel => "The model has no price",
             Self::Unauthorized => "An API key is needed",
             Self::ForbiddenScope => "The API key may not do this",
             Self::NotFound => "There is nothing here",
             Self::EventNotFound => "No such event was received",
             Self::AccountNotFound => "There is no such account",
+            Self::PriceNotFound => "The model has no price",
             Self::MethodNotAllowed => "The path does not take this method",
             Self::BodyTimeout => "The body did not arrive in time",
             Self::BodyTooLarge => "The body is too large",
@@ -128,6 +135,14 @@ impl Problem {
         Self { field: Some(field.to_owned()), ..Self::new(code, format!("`{field}` {why}")) }
     }
 
+    /// [`Problem::from_write`], where the write may be refused for a model without a price: that is told to the operator too.
+    pub fn from_priced_write(app: &App, error: WriteError, is_list: bool) -> Self {
+        if let WriteError::Refused(Refusal::Unpriced { model, .. }) = &error {
+            app.unpriced.saw(model, app.now());
+        }
+        Self::from_write(error, is_list)
+    }
+
     /// `is_list`: whether the caller sent a list, and so knows records by their place.
     pub fn from_write(error: WriteError, is_list: bool) -> Self {
         let field = |index: usize, name: &str| Some(if is_list { format!("[{index}].{name}") } else { name.to_owned() });
@@ -139,6 +154,14 @@ impl Problem {
             WriteError::Refused(refusal @ Refusal::TotalOutOfRange { index }) => {
                 let detail = format!("{refusal}; nothing of this request was booked");
                 Self { field: field(index, "cost"), ..Self::new(ErrorCode::InvalidField, detail) }
+            }
+            WriteError::Refused(Refusal::Unpriced { index, model }) => {
+                let what = if model.is_empty() { "is missing, and so is what the call cost" } else { "has no price" };
+                let why = format!("{what}; give `cost`, or a model that is in prices.yaml; nothing of this request was booked");
+                Self {
+                    field: field(index, "model"),
+                    ..Self::field(ErrorCode::UnknownModel, &field(index, "model").unwrap_or_default(), why)
+                }
             }
             WriteError::Refused(Refusal::NoSuchHold(id)) => {
                 Self::new(ErrorCode::HoldNotFound, format!("no hold `{id}` was admitted; GET /v1/holds lists them"))

@@ -12,13 +12,15 @@ use serde::{Deserialize, Serialize};
 
 use super::auth::{Bearer, Scope, require};
 use super::body::{self, Name, NoParams, Params, PathId};
+use super::call::{self, with_tokens};
 use super::error::{ErrorCode, Problem};
-use super::usage::{Metadata, Tokens};
-use super::view::{Ask, DecisionView, Moment};
+use super::usage::Metadata;
+use super::view::{DecisionView, Moment};
 use super::{App, page};
-use crate::domain::decide::decide;
+use crate::domain::judge::Ask;
 use crate::domain::money::Money;
-use crate::domain::operation::{Consumption, Hold, HoldAsk, HoldEnd, IfShort, Operation, Outcome, Refusal};
+use crate::domain::operation::{Hold, HoldAsk, HoldEnd, IfShort, Operation, Outcome, Refusal};
+use crate::domain::pricing;
 use crate::domain::user::UserId;
 use crate::meter::{Present, WriteError};
 use crate::store::holds;
@@ -62,17 +64,20 @@ pub enum Short {
     Reduce,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct NewHold {
-    id: Name,
-    user_id: UserId,
-    estimated_cost: Money,
-    model: Option<Name>,
-    #[serde(default)]
-    ttl_seconds: Ttl,
-    #[serde(default)]
-    if_short: Short,
+with_tokens! {
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct NewHold {
+        id: Name,
+        user_id: UserId,
+        estimated_cost: Option<Money>,
+        model: Option<Name>,
+        provider: Option<Name>,
+        #[serde(default)]
+        ttl_seconds: Ttl,
+        #[serde(default)]
+        if_short: Short,
+    }
 }
 
 /// A hold at one moment.
@@ -129,13 +134,10 @@ struct Reserved<'c> {
 
 /// Decides and reserves in one step. The answer is JSON text: a repeat is answered with the very first one.
 pub async fn reserve(app: &Arc<App>, ask: HoldAsk) -> Result<String, Problem> {
-    let (shown, question, user) = (app.clone(), ask.clone(), ask.user_id.clone());
-    let present: Present = Box::new(move |hold, standing, budgets| {
-        // What is held for less than was asked is judged by what is held.
-        let estimate = hold.map_or(question.estimate, |hold| hold.amount);
-        let asked = Ask { model: question.model.clone(), estimate };
+    let (shown, user) = (app.clone(), ask.user_id.clone());
+    let present: Present = Box::new(move |hold, standing, judged| {
         // If what is judged here cannot be written, this answer is never sent.
-        let decision = DecisionView::of(&shown, &user, standing, budgets, asked, decide(budgets, estimate));
+        let decision = DecisionView::of(&shown, &user, standing, &judged.budgets, judged.judgement.clone());
         let hold = hold.map(|hold| HoldView::of(hold, hold.created_at));
         serde_json::to_string(&Reserved { hold, decision }).unwrap_or_default()
     });
@@ -150,16 +152,24 @@ pub async fn reserve(app: &Arc<App>, ask: HoldAsk) -> Result<String, Problem> {
     Ok(format!("{{\"repeated\":{repeated},{}", answer.strip_prefix('{').unwrap_or("}")))
 }
 
-/// Checks what a hold asks for.
-pub fn hold_ask(id: Name, user_id: UserId, estimate: Money, model: Option<Name>, ttl: Ttl, if_short: Short) -> Result<HoldAsk, Problem> {
-    if estimate == Money::ZERO {
-        return Err(Problem::invalid("estimated_cost", "is 0; a hold reserves more than nothing"));
+/// Checks what a hold asks for; `prefix` names its place in a list.
+pub fn hold_ask(id: Name, user_id: UserId, call: Ask, ttl: Ttl, if_short: Short, prefix: &str) -> Result<HoldAsk, Problem> {
+    let field = |name: &str| format!("{prefix}{name}");
+    if call.cost == Some(Money::ZERO) {
+        return Err(Problem::invalid(&field("estimated_cost"), "is 0; a hold reserves more than nothing"));
+    }
+    if call.cost.is_none() && call.tokens.is_none() {
+        let why = "is missing; give it, or `model` and tokens to work it out from";
+        return Err(Problem::field(ErrorCode::MissingField, &field("estimated_cost"), why));
+    }
+    if call.cost.is_none() && call.tokens == Some(pricing::Tokens::default()) {
+        return Err(Problem::invalid(&field("input_tokens"), "and `output_tokens` are 0; a hold reserves more than nothing"));
     }
     let if_short = match if_short {
         Short::Refuse => IfShort::Refuse,
         Short::Reduce => IfShort::Reduce,
     };
-    Ok(HoldAsk { id: id.0, user_id, estimate, ttl: ttl.time(), model: model.map(|name| name.0), if_short })
+    Ok(HoldAsk { id: id.0, user_id, call, ttl: ttl.time(), if_short })
 }
 
 pub fn json_text(text: String) -> Response {
@@ -175,19 +185,20 @@ pub async fn create(
 ) -> Result<Response, Problem> {
     require(&app, &key, Scope::Write).await?;
     let new: NewHold = body::one(&body::read(body, BODY_BYTES_MAX).await?)?;
-    let ask = hold_ask(new.id, new.user_id, new.estimated_cost, new.model, new.ttl_seconds, new.if_short)?;
+    let call = new.counts().ask(new.estimated_cost, new.model, new.provider).map_err(|fault| call::problem(fault, ""))?;
+    let ask = hold_ask(new.id, new.user_id, call, new.ttl_seconds, new.if_short, "")?;
     Ok(json_text(reserve(&app, ask).await?))
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct CaptureBody {
-    cost: Money,
-    model: Option<Name>,
-    provider: Option<Name>,
-    input_tokens: Option<Tokens>,
-    output_tokens: Option<Tokens>,
-    metadata: Option<Metadata>,
+with_tokens! {
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct CaptureBody {
+        cost: Option<Money>,
+        model: Option<Name>,
+        provider: Option<Name>,
+        metadata: Option<Metadata>,
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -197,7 +208,7 @@ struct Settled {
 }
 
 async fn settle(app: &App, operation: Operation) -> Result<Response, Problem> {
-    let reply = app.meter.submit(operation, None).await.map_err(|error| Problem::from_write(error, false))?;
+    let reply = app.meter.submit(operation, None).await.map_err(|error| Problem::from_priced_write(app, error, false))?;
     let (hold, repeated) = match reply.outcome {
         Outcome::Ended { hold, repeated } => (hold, repeated),
         Outcome::Extended(hold) => (hold, false),
@@ -218,15 +229,10 @@ pub async fn capture(
 ) -> Result<Response, Problem> {
     require(&app, &key, Scope::Write).await?;
     let body: CaptureBody = body::one(&body::read(body, BODY_BYTES_MAX).await?)?;
-    let consumption = Consumption {
-        cost: body.cost,
-        model: body.model.map(|name| name.0),
-        provider: body.provider.map(|name| name.0),
-        input_tokens: body.input_tokens.map(|tokens| tokens.0),
-        output_tokens: body.output_tokens.map(|tokens| tokens.0),
-        metadata: body.metadata.map(|metadata| metadata.0),
-    };
-    settle(&app, Operation::Capture { hold_id, consumption }).await
+    let metadata = body.metadata.as_ref().map(|metadata| metadata.0.clone());
+    // The hold knows its model where the body names none.
+    let used = body.counts().used(body.cost, body.model, body.provider, metadata, true).map_err(|fault| call::problem(fault, ""))?;
+    settle(&app, Operation::Capture { hold_id, used }).await
 }
 
 /// `POST /v1/holds/{hold_id}/release`: the call was not made.

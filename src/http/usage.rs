@@ -14,11 +14,12 @@ use serde_json::{Map, Value};
 
 use super::auth::{Bearer, Scope, require};
 use super::body::{self, Name, NoParams, OneOrMany, Params, Time, UserPath};
-use super::error::Problem;
+use super::call::{self, Fault, with_tokens};
+use super::error::{ErrorCode, Problem};
 use super::view::Moment;
 use super::{App, page};
 use crate::domain::money::Money;
-use crate::domain::operation::{AHEAD_MAX, Consumption, EntryKind, Receipt, Usage};
+use crate::domain::operation::{AHEAD_MAX, EntryKind, Receipt, Usage};
 use crate::domain::user::UserId;
 use crate::store::ledger::{self, GroupBy, StoredEntry, StoredSum, Stretch, SumPlace};
 
@@ -29,22 +30,6 @@ const BODY_BYTES_MAX: usize = 8 * 1024 * 1024;
 const METADATA_BYTES_MAX: usize = 4096;
 /// Without `to`, whatever was booked is shown, also what a clock that runs ahead has dated.
 const END_OF_TIME: DateTime<Utc> = DateTime::<Utc>::MAX_UTC;
-/// More tokens than any call has.
-const TOKENS_MAX: i64 = 1_000_000_000;
-
-#[derive(Debug, Deserialize)]
-#[serde(try_from = "i64")]
-pub struct Tokens(pub i64);
-
-impl TryFrom<i64> for Tokens {
-    type Error = String;
-
-    fn try_from(tokens: i64) -> Result<Self, String> {
-        let good = (0..=TOKENS_MAX).contains(&tokens);
-        if good { Ok(Self(tokens)) } else { Err(format!("is out of range; a number of tokens is 0 to {TOKENS_MAX}")) }
-    }
-}
-
 /// The caller's own JSON object as text. Its keys are sorted, so that the same object is the same text.
 #[derive(Debug, Deserialize)]
 #[serde(try_from = "Map<String, Value>")]
@@ -59,38 +44,28 @@ impl TryFrom<Map<String, Value>> for Metadata {
     }
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Record {
-    id: Name,
-    user_id: UserId,
-    cost: Money,
-    model: Option<Name>,
-    provider: Option<Name>,
-    input_tokens: Option<Tokens>,
-    output_tokens: Option<Tokens>,
-    time: Option<Time>,
-    metadata: Option<Metadata>,
+with_tokens! {
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Record {
+        id: Name,
+        user_id: UserId,
+        cost: Option<Money>,
+        model: Option<Name>,
+        provider: Option<Name>,
+        time: Option<Time>,
+        metadata: Option<Metadata>,
+    }
 }
 
 impl Record {
-    fn into_usage(self, now: DateTime<Utc>) -> Result<Usage, (&'static str, String)> {
+    fn into_usage(self, now: DateTime<Utc>) -> Result<Usage, Fault> {
         if self.time.is_some_and(|time| now + AHEAD_MAX < time.0) {
-            return Err(("time", format!("lies more than {} s ahead of this service's clock", AHEAD_MAX.num_seconds())));
+            let why = format!("lies more than {} s ahead of this service's clock", AHEAD_MAX.num_seconds());
+            return Err((ErrorCode::InvalidField, "time", why));
         }
-        Ok(Usage {
-            id: self.id.0,
-            user_id: self.user_id,
-            time: self.time.map(|time| time.0),
-            consumption: Consumption {
-                cost: self.cost,
-                model: self.model.map(|name| name.0),
-                provider: self.provider.map(|name| name.0),
-                input_tokens: self.input_tokens.map(|tokens| tokens.0),
-                output_tokens: self.output_tokens.map(|tokens| tokens.0),
-                metadata: self.metadata.map(|metadata| metadata.0),
-            },
-        })
+        let used = self.counts().used(self.cost, self.model, self.provider, self.metadata.map(|metadata| metadata.0), false)?;
+        Ok(Usage { id: self.id.0, user_id: self.user_id, time: self.time.map(|time| time.0), used })
     }
 }
 
@@ -136,9 +111,9 @@ pub async fn record(
     let mut usages = Vec::with_capacity(records.len());
     for (index, record) in records.into_iter().enumerate() {
         let prefix = if is_list { format!("[{index}].") } else { String::new() };
-        usages.push(record.into_usage(now).map_err(|(field, why)| Problem::invalid(&format!("{prefix}{field}"), why))?);
+        usages.push(record.into_usage(now).map_err(|fault| call::problem(fault, &prefix))?);
     }
-    let receipts = app.meter.record(usages).await.map_err(|error| Problem::from_write(error, is_list))?;
+    let receipts = app.meter.record(usages).await.map_err(|error| Problem::from_priced_write(&app, error, is_list))?;
     let mut results: Vec<ReceiptView> = receipts.into_iter().map(ReceiptView::from).collect();
     match if is_list { None } else { results.pop() } {
         Some(only) => Ok(Json(only).into_response()),
@@ -168,6 +143,9 @@ struct EntryView {
     input_tokens: Option<i64>,
     output_tokens: Option<i64>,
     metadata: Option<Box<RawValue>>,
+    /// Tokens of other kinds, and `pricing`: the prices that were applied.
+    #[serde(flatten)]
+    detail: BTreeMap<String, Box<RawValue>>,
 }
 
 impl From<StoredEntry> for EntryView {
@@ -187,6 +165,7 @@ impl From<StoredEntry> for EntryView {
             input_tokens: entry.input_tokens,
             output_tokens: entry.output_tokens,
             metadata: entry.metadata.and_then(|text| RawValue::from_string(text).ok()),
+            detail: entry.detail.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default(),
         }
     }
 }

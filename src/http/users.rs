@@ -16,6 +16,7 @@ use super::error::{ErrorCode, Problem};
 use super::view::{BudgetView, Moment, SubscriptionView, judged};
 use super::{App, page};
 use crate::domain::decide::Action;
+use crate::domain::judge::Ask;
 use crate::domain::money::Money;
 use crate::domain::user::{AccountId, ManualTier, TierSource, UserId};
 use crate::meter::View;
@@ -79,7 +80,7 @@ impl<'c> UserView<'c> {
             stripe_customer: profile.stripe_customer.clone(),
             subscription: SubscriptionView::from(standing),
             grace_ends_at: standing.grant.grace_ends_at.map(Moment),
-            action: judged(app, view, Money::ZERO).action,
+            action: judged(app, view, &Ask::default()).decision.action,
             budgets: view.budgets.iter().map(BudgetView::from).collect(),
             lifetime: Lifetime { spent: view.payer.book.total(), entries: view.payer.entries },
         }

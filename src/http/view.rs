@@ -9,7 +9,8 @@ use std::io::Write;
 
 use super::App;
 use crate::domain::catalogue::Tier;
-use crate::domain::decide::{Action, Budget, Decision, Reason, Scope, decide, store_unavailable};
+use crate::domain::decide::{Action, Budget, Decision, Reason, Scope, store_unavailable};
+use crate::domain::judge::{Ask, Judgement, judge};
 use crate::domain::money::Money;
 use crate::domain::period::{Period, with_rfc3339};
 use crate::domain::subscription::Status;
@@ -118,6 +119,12 @@ pub struct DecisionView<'c> {
     budgets: Vec<BudgetView>,
     /// The model to use: on DEGRADE the cheaper one, else the one that was asked for.
     model: Option<String>,
+    /// How many tokens that model may put out for what is left, where tokens were given and a budget bounds them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_affordable_output_tokens: Option<i64>,
+    /// The model has no price: what it uses counts nothing until it has one.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    unpriced: bool,
     retry_at: Option<Moment>,
     upgrade_url: Option<String>,
     upgrade: Option<Upgrade<'c>>,
@@ -125,26 +132,18 @@ pub struct DecisionView<'c> {
     subscription: SubscriptionView,
 }
 
-/// What is asked of a check.
-#[derive(Debug, Default)]
-pub struct Ask {
-    pub model: Option<String>,
-    pub estimate: Money,
-}
-
 impl<'c> DecisionView<'c> {
-    pub fn of_view(app: &'c App, user: &UserId, view: &View<'c>, ask: Ask) -> Self {
-        let decision = judged(app, view, ask.estimate);
-        Self::of(app, user, &view.standing, &view.budgets, ask, decision)
+    pub fn of_view(app: &'c App, user: &UserId, view: &View<'c>, call: &Ask) -> Self {
+        Self::of(app, user, &view.standing, &view.budgets, judged(app, view, call))
     }
 
-    pub fn of(app: &'c App, user: &UserId, standing: &Standing<'c>, budgets: &[Budget], ask: Ask, decision: Decision) -> Self {
+    pub fn of(app: &'c App, user: &UserId, standing: &Standing<'c>, budgets: &[Budget], judged: Judgement) -> Self {
         let tier = standing.tier;
-        let more = More::of(app, user, standing, &decision);
-        let model = match decision.action {
-            Action::Degrade => tier.fallbacks.instead_of(ask.model.as_deref()).map(str::to_owned),
-            Action::Allow | Action::Warn | Action::Block => ask.model,
-        };
+        let Judgement { decision, model, max_affordable_output_tokens, is_unpriced, .. } = judged;
+        if is_unpriced || decision.reason == Reason::UnknownModel {
+            app.unpriced.saw(model.as_deref().unwrap_or_default(), app.now());
+        }
+        let more = More::of(app, user, standing, &decision, model.as_deref());
         Self {
             user_id: user.clone(),
             tier: &tier.name,
@@ -154,6 +153,8 @@ impl<'c> DecisionView<'c> {
             message: decision.message,
             budgets: budgets.iter().map(BudgetView::from).collect(),
             model,
+            max_affordable_output_tokens,
+            unpriced: is_unpriced,
             retry_at: decision.retry_at.map(Moment),
             upgrade_url: more.url,
             upgrade: more.upgrade,
@@ -163,7 +164,7 @@ impl<'c> DecisionView<'c> {
     }
 
     /// Nothing can be read, the tier neither, so nothing may be spent.
-    pub fn unknown(app: &'c App, user: &UserId, ask: Ask) -> Self {
+    pub fn unknown(app: &'c App, user: &UserId, call: &Ask) -> Self {
         let decision = store_unavailable();
         Self {
             user_id: user.clone(),
@@ -173,7 +174,9 @@ impl<'c> DecisionView<'c> {
             binding: None,
             message: decision.message,
             budgets: Vec::new(),
-            model: ask.model,
+            model: call.model.clone(),
+            max_affordable_output_tokens: None,
+            unpriced: false,
             retry_at: None,
             upgrade_url: None,
             upgrade: None,
@@ -185,9 +188,13 @@ impl<'c> DecisionView<'c> {
 
 /// What the budgets say; but while nothing can be written what is spent is not counted, so where one of them blocks, nothing may be
 /// spent.
-pub fn judged(app: &App, view: &View<'_>, estimate: Money) -> Decision {
+pub fn judged(app: &App, view: &View<'_>, call: &Ask) -> Judgement {
     let hard = view.budgets.iter().any(|budget| budget.thresholds.block.is_some());
-    if hard && !app.meter.is_writable(app.now()) { store_unavailable() } else { decide(&view.budgets, estimate) }
+    let mut judged = judge(&app.catalogue, view.standing.tier, &view.budgets, call, app.now());
+    if hard && !app.meter.is_writable(app.now()) {
+        judged.decision = store_unavailable();
+    }
+    judged
 }
 
 /// The way to spend more, where there is one.
@@ -199,13 +206,20 @@ struct More<'c> {
 }
 
 impl<'c> More<'c> {
-    fn of(app: &'c App, user: &UserId, standing: &Standing<'c>, decision: &Decision) -> Self {
+    fn of(app: &'c App, user: &UserId, standing: &Standing<'c>, decision: &Decision, model: Option<&str>) -> Self {
         let tier = standing.tier;
         // No tier lifts a budget of all users together, so nobody is sent to pay for one.
         let own = decision.binding.is_some_and(|(scope, _)| matches!(scope, Scope::User | Scope::Account));
+        let lacks_model = decision.reason == Reason::ModelNotInTier;
         // Whoever did not pay has the tier back once he does; only a link of ours leads to where that is done.
         let owed = standing.grant.owed.filter(|owed| tier.rank < owed.rank && leads_on(app));
-        let next = owed.or_else(|| app.catalogue.upgrade_from(tier)).filter(|_| own);
+        let includes = |tier: &&Tier| model.is_none_or(|model| tier.models.allows(model, None, &app.catalogue.prices));
+        let next = if lacks_model {
+            // A tier that does not include the model either would be bought for nothing.
+            app.catalogue.upgrades_from(tier).find(includes)
+        } else {
+            owed.or_else(|| app.catalogue.upgrades_from(tier).next()).filter(|_| own)
+        };
         match (decision.action, next) {
             (Action::Block, Some(next)) => Self {
                 url: Some(link(app, user, tier, next)),

@@ -6,9 +6,8 @@ use chrono::{DateTime, Utc};
 
 use super::{Present, Reply, Request, WriteError};
 use crate::domain::catalogue::Catalogue;
-use crate::domain::decide::Budget;
 use crate::domain::ledger::{DayOfModel, Ledger, Payer, SpentIn};
-use crate::domain::operation::{EntryKind, Hold, Operation, Outcome};
+use crate::domain::operation::{EntryKind, Hold, Judged, Operation, Outcome};
 use crate::domain::user::{AccountId, UserId};
 
 /// Records in one commit; more only lengthens the slowest answer.
@@ -21,15 +20,15 @@ pub fn step(ledger: &mut Ledger, request: &Request, catalogue: &Catalogue, now: 
         return Ok(Reply { outcome, answer: None });
     };
     let answer = match &outcome {
-        Outcome::Held { hold, repeated: true, .. } => hold.answer.clone(),
-        Outcome::Held { hold, budgets, .. } => {
-            let answer = present_with(catalogue, ledger, present, Some(hold), &ask.user_id, budgets, now);
+        Outcome::Held { hold, judged: None, .. } => hold.answer.clone(),
+        Outcome::Held { hold, judged: Some(judged), .. } => {
+            let answer = present_with(catalogue, ledger, present, Some(hold), &ask.user_id, judged, now);
             if let Some(hold) = ledger.holds.get_mut(&ask.id) {
                 hold.answer.clone_from(&answer);
             }
             answer
         }
-        Outcome::NotHeld { budgets } => present_with(catalogue, ledger, present, None, &ask.user_id, budgets, now),
+        Outcome::NotHeld { judged } => present_with(catalogue, ledger, present, None, &ask.user_id, judged, now),
         Outcome::Recorded(_) | Outcome::Ended { .. } | Outcome::Extended(_) | Outcome::Corrected(_) => String::new(),
     };
     Ok(Reply { outcome, answer: Some(answer) })
@@ -41,11 +40,11 @@ fn present_with(
     present: &Present,
     hold: Option<&Hold>,
     user: &UserId,
-    budgets: &[Budget],
+    judged: &Judged,
     now: DateTime<Utc>,
 ) -> String {
     let profile = ledger.payers.get(user).map(|payer| payer.profile.clone()).unwrap_or_default();
-    present(hold, &profile.standing(catalogue, now), budgets)
+    present(hold, &profile.standing(catalogue, now), judged)
 }
 
 pub fn size(operation: &Operation) -> usize {

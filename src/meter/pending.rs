@@ -207,10 +207,16 @@ impl Pending {
 mod tests {
     use super::*;
     use crate::domain::changes::Changes;
+    use crate::domain::money::Money;
     use crate::domain::operation::{Consumption, Entry};
 
     fn batch(seq: i64, id: &str) -> Numbered {
-        let booked = Booked { fingerprint: [0; 16], time: chrono::DateTime::UNIX_EPOCH, recorded_at: chrono::DateTime::UNIX_EPOCH };
+        let booked = Booked {
+            fingerprint: [0; 16],
+            cost: Money::ZERO,
+            time: chrono::DateTime::UNIX_EPOCH,
+            recorded_at: chrono::DateTime::UNIX_EPOCH,
+        };
         let user_id = UserId::parse("u").unwrap();
         let entry =
             Entry { kind: EntryKind::Usage, id: id.to_owned(), user_id, account: None, consumption: Consumption::default(), booked };

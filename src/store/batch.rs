@@ -67,12 +67,14 @@ const SLOTS: i64 = 16;
 
 /// What every batch writes, with the parameters up to $28. `$known` says which of the users it concerns it knows.
 macro_rules! write {
-    ($known:literal, $more:literal) => {
+    ($known:literal, $more:literal, $detail:literal) => {
         concat!(
             "WITH entries AS (INSERT INTO usage (id, id_hash, kind, user_id, account_id, cost, happened_at, recorded_at, model, provider, ",
-            "input_tokens, output_tokens, metadata, fingerprint) SELECT * FROM UNNEST($1::text[], $2::bigint[], $3::text[], $4::text[], ",
+            "input_tokens, output_tokens, metadata, fingerprint, detail) SELECT * FROM UNNEST($1::text[], $2::bigint[], $3::text[], $4::text[], ",
             "$5::text[], $6::bigint[], $7::bigint[], $8::bigint[], $9::text[], $10::text[], $11::bigint[], $12::bigint[], $13::text[], ",
-            "$14::bytea[])), ",
+            "$14::bytea[], ",
+            $detail,
+            "::text[])), ",
             "days AS (INSERT INTO spend_by_day (user_id, day, model, spent, entries, input_tokens, output_tokens) ",
             "SELECT * FROM UNNEST($15::text[], $16::bigint[], $17::text[], $18::bigint[], $19::bigint[], $20::bigint[], $21::bigint[]) ",
             "ON CONFLICT (user_id, day, model) DO UPDATE SET spent = spend_by_day.spent + excluded.spent, ",
@@ -93,7 +95,7 @@ macro_rules! write {
     };
 }
 
-const ADD: &str = write!(" AND users.account_id IS NULL", "");
+const ADD: &str = write!(" AND users.account_id IS NULL", "", "$29");
 const WRITE: &str = write!(
     "",
     "of_accounts AS (INSERT INTO spend_by_day_of_account (account_id, day, spent, entries) \
@@ -102,7 +104,8 @@ const WRITE: &str = write!(
      entries = spend_by_day_of_account.entries + excluded.entries), \
      met AS (INSERT INTO users (user_id, created_at, spent, entries) SELECT user_id, $36, spent, entries \
      FROM UNNEST($33::text[], $34::bigint[], $35::bigint[]) AS s(user_id, spent, entries)), \
-     touched AS (UPDATE accounts SET version = version + 1 WHERE account_id = ANY($37)), "
+     touched AS (UPDATE accounts SET version = version + 1 WHERE account_id = ANY($37)), ",
+    "$38"
 );
 const NEW_HOLDS: &str = "INSERT INTO holds (id, user_id, account_id, amount, model, created_at, expires_at, fingerprint, ended_at, captured, \
      end_fingerprint, answer) SELECT * FROM UNNEST($1::text[], $2::text[], $3::text[], $4::bigint[], $5::text[], $6::bigint[], $7::bigint[], \
@@ -281,6 +284,7 @@ async fn write_entries(
             .bind(of_accounts.iter().map(|(_, sum)| sum.entries).collect::<Vec<_>>());
         query = query.bind(met.0).bind(met.1).bind(met.2).bind(micros(changes.at)).bind(touched);
     }
+    let query = query.bind(entries.iter().map(|(_, entry)| entry.consumption.detail.as_deref()).collect::<Vec<_>>());
     let rows = query.fetch_all(&mut *db).await?;
     let read = |row: &PgRow| Ok::<_, StoreError>((user_id(row.try_get("user_id")?)?, row.try_get("version")?));
     let versions = rows.iter().map(read).collect::<Result<_, _>>()?;

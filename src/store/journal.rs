@@ -145,7 +145,7 @@ struct EntryRow<'a>(
     #[serde(borrow)] ConsumptionRow<'a>,
 );
 
-/// Cost, model, provider, input and output tokens, metadata.
+/// Cost, model, provider, input and output tokens, metadata, detail. The last one is absent in batches of versions before it.
 #[derive(Serialize, Deserialize)]
 struct ConsumptionRow<'a>(
     i64,
@@ -154,6 +154,7 @@ struct ConsumptionRow<'a>(
     Option<i64>,
     Option<i64>,
     #[serde(borrow)] Option<Text<'a>>,
+    #[serde(borrow, default)] Option<Text<'a>>,
 );
 
 /// Id, user, account, amount, model, when it was made and expires, fingerprint, answer, and its end: when, and for a capture its cost and
@@ -200,7 +201,8 @@ impl<'a> EntryRow<'a> {
     fn of(entry: &'a Entry) -> Self {
         let (usage, booked) = (&entry.consumption, &entry.booked);
         let (model, provider, metadata) = (text(&usage.model), text(&usage.provider), text(&usage.metadata));
-        let consumption = ConsumptionRow(usage.cost.nanos(), model, provider, usage.input_tokens, usage.output_tokens, metadata);
+        let consumption =
+            ConsumptionRow(usage.cost.nanos(), model, provider, usage.input_tokens, usage.output_tokens, metadata, text(&usage.detail));
         let (kind, fingerprint) = (ledger::kind_name(entry.kind), hex::encode(booked.fingerprint));
         let (time, recorded_at) = (micros(booked.time), micros(booked.recorded_at));
         let account = entry.account.as_ref().map(|account| account.as_str().into());
@@ -209,7 +211,7 @@ impl<'a> EntryRow<'a> {
 
     fn read(self) -> Result<Entry, StoreError> {
         let Self(kind, id, user, account, time, recorded_at, fingerprint, consumption) = self;
-        let ConsumptionRow(cost, model, provider, input_tokens, output_tokens, metadata) = consumption;
+        let ConsumptionRow(cost, model, provider, input_tokens, output_tokens, metadata, detail) = consumption;
         let consumption = Consumption {
             cost: money(cost)?,
             model: owned(model),
@@ -217,9 +219,10 @@ impl<'a> EntryRow<'a> {
             input_tokens,
             output_tokens,
             metadata: owned(metadata),
+            detail: owned(detail),
         };
         let fingerprint = read_fingerprint(&fingerprint)?;
-        let booked = Booked { fingerprint, time: from_micros(time)?, recorded_at: from_micros(recorded_at)? };
+        let booked = Booked { fingerprint, cost: consumption.cost, time: from_micros(time)?, recorded_at: from_micros(recorded_at)? };
         Ok(Entry {
             kind: ledger::read_kind(&kind)?,
             id: id.into_owned(),
@@ -321,9 +324,10 @@ mod tests {
             cost: money(7).unwrap(),
             metadata: Some(r#"{"a":"\n"}"#.to_owned()),
             input_tokens: Some(3),
+            detail: Some(r#"{"images":1}"#.to_owned()),
             ..Consumption::default()
         };
-        let booked = Booked { fingerprint: [200; 16], time: at, recorded_at: at };
+        let booked = Booked { fingerprint: [200; 16], cost: consumption.cost, time: at, recorded_at: at };
         let account = AccountId::parse("acme").ok();
         let entry = |kind| Entry {
             kind,

@@ -17,7 +17,7 @@ use crate::domain::period::Window;
 use crate::domain::user::{AccountId, UserId};
 
 const BOOKED: (&str, &str) = by_list!(
-    "SELECT id, kind, fingerprint, happened_at, recorded_at FROM usage WHERE id_hash",
+    "SELECT id, kind, fingerprint, cost, happened_at, recorded_at FROM usage WHERE id_hash",
     number "$1",
     ""
 );
@@ -47,7 +47,7 @@ const WHOLE_DAYS_OF_ACCOUNT: &str =
     "SELECT CAST(COALESCE(SUM(spent), 0) AS BIGINT) FROM spend_by_day_of_account WHERE account_id = $1 AND $2 <= day AND day < $3";
 const DAYS_OF_ACCOUNT: &str = "SELECT day, spent FROM spend_by_day_of_account WHERE account_id = $1 AND $2 <= day AND day < $3";
 const ENTRIES_OF_ACCOUNT: &str = "SELECT CAST(COALESCE(SUM(entries), 0) AS BIGINT) FROM spend_by_day_of_account WHERE account_id = $1";
-const ENTRIES: &str = "SELECT seq, id, kind, cost, happened_at, recorded_at, model, provider, input_tokens, output_tokens, metadata FROM usage \
+const ENTRIES: &str = "SELECT seq, id, kind, cost, happened_at, recorded_at, model, provider, input_tokens, output_tokens, metadata, detail FROM usage \
      WHERE user_id = $1 AND (happened_at < $2 OR (happened_at = $2 AND seq < $3)) AND $4 <= happened_at AND happened_at < $5 \
      ORDER BY happened_at DESC, seq DESC LIMIT $6";
 const SUMS: &str = "SELECT CASE WHEN $4 THEN day END AS day, CASE WHEN $5 THEN model END AS model, \
@@ -87,6 +87,7 @@ pub async fn booked(db: &mut Connection, ids: &[&str]) -> Result<HashMap<(EntryK
     let read = |row: &Row| {
         let booked = Booked {
             fingerprint: super::fingerprint(row.try_get("fingerprint")?)?,
+            cost: money(row.try_get("cost")?)?,
             time: from_micros(row.try_get("happened_at")?)?,
             recorded_at: from_micros(row.try_get("recorded_at")?)?,
         };
@@ -207,6 +208,7 @@ pub struct StoredEntry {
     pub input_tokens: Option<i64>,
     pub output_tokens: Option<i64>,
     pub metadata: Option<String>,
+    pub detail: Option<String>,
 }
 
 /// From when (inclusive) to when (exclusive).
@@ -242,6 +244,7 @@ fn read_entry(row: &Row) -> Result<StoredEntry, StoreError> {
         input_tokens: row.try_get("input_tokens")?,
         output_tokens: row.try_get("output_tokens")?,
         metadata: row.try_get("metadata")?,
+        detail: row.try_get("detail")?,
     })
 }
 

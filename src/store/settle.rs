@@ -19,7 +19,7 @@ const SETTLED: &str = "UPDATE settled SET through = $1";
 const AUDIT: &str = "INSERT INTO audit (at, key_id, user_id, change, reason) VALUES ($1, $2, $3, $4, $5)";
 
 const USAGE: &str = "INSERT INTO usage (id, id_hash, kind, user_id, account_id, cost, happened_at, recorded_at, model, provider, input_tokens, output_tokens, \
-     metadata, fingerprint) ";
+     metadata, fingerprint, detail) ";
 const DAYS: (&str, &str) = (
     "INSERT INTO spend_by_day (user_id, day, model, spent, entries, input_tokens, output_tokens) ",
     " ON CONFLICT (user_id, day, model) DO UPDATE SET spent = spend_by_day.spent + excluded.spent, \
@@ -99,7 +99,7 @@ async fn write(db: &mut Connection, batches: &[&Changes]) -> Result<(), StoreErr
         row.push_bind(micros(booked.time)).push_bind(micros(booked.recorded_at));
         row.push_bind(usage.model.as_deref()).push_bind(usage.provider.as_deref());
         row.push_bind(usage.input_tokens).push_bind(usage.output_tokens);
-        row.push_bind(usage.metadata.as_deref()).push_bind(booked.fingerprint.as_slice());
+        row.push_bind(usage.metadata.as_deref()).push_bind(booked.fingerprint.as_slice()).push_bind(usage.detail.as_deref());
     })
     .await?;
     bulk(db, DAYS, &days, |row, ((user, day, model), sum)| {

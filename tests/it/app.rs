@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 use spendgate::cli::Machine;
 use spendgate::cli::serve::Server;
 use spendgate::config::{AdminKey, Config, StripeConfig};
-use spendgate::domain::tiers_file;
+use spendgate::domain::pricing::PriceBook;
+use spendgate::domain::{prices_file, tiers_file};
 use spendgate::store::Address;
 use spendgate::stripe::signature::Secret;
 use spendgate::sync::asking::Asker;
@@ -43,6 +44,7 @@ pub struct TestApp {
     server: Option<Server>,
     pub config: Config,
     tiers: String,
+    prices: PriceBook,
     clock: Arc<Mutex<DateTime<Utc>>>,
     pub client: reqwest::Client,
     pub folder: TempDir,
@@ -118,6 +120,11 @@ impl Drop for TestApp {
     }
 }
 
+/// The price book of the repository.
+pub fn prices() -> PriceBook {
+    prices_file::read(include_str!("../../prices.yaml")).unwrap_or_else(|problems| panic!("{problems:?}"))
+}
+
 impl TestApp {
     pub async fn start(database: Database, tiers: &str, change: impl Fn(Config) -> Config) -> Self {
         let folder = tempfile::tempdir().unwrap();
@@ -130,6 +137,7 @@ impl TestApp {
             data_dir: folder.path().to_owned(),
             database,
             tiers_file: None,
+            prices_file: None,
             webhook_secrets: vec![Secret::new(WEBHOOK_SECRET).unwrap()],
             stripe: StripeConfig { api_base: "https://stripe.invalid".to_owned(), reconcile_every: None, ..StripeConfig::default() },
             retention_days: None,
@@ -140,7 +148,7 @@ impl TestApp {
         });
         let clock = Arc::new(Mutex::new(NOON.parse().unwrap()));
         let client = Self::client();
-        let mut app = Self { server: None, config, tiers: tiers.to_owned(), clock, client, folder, owns: true };
+        let mut app = Self { server: None, config, tiers: tiers.to_owned(), prices: prices(), clock, client, folder, owns: true };
         app.open().await;
         app
     }
@@ -154,7 +162,7 @@ impl TestApp {
     async fn open(&mut self) {
         let clock = self.clock.clone();
         let machine = Machine { clock: Arc::new(move || *clock.lock().unwrap()), random: || Ok([7; 32]), environment: |_| None };
-        let catalogue = tiers_file::read(&self.tiers).unwrap_or_else(|problems| panic!("{problems:?}"));
+        let catalogue = tiers_file::read(&self.tiers, self.prices.clone()).unwrap_or_else(|problems| panic!("{problems:?}"));
         self.server = Some(Server::start(&self.config, catalogue, &machine).await.unwrap());
     }
 
@@ -167,6 +175,7 @@ impl TestApp {
                 server: None,
                 config,
                 tiers: self.tiers.clone(),
+                prices: self.prices.clone(),
                 clock: self.clock.clone(),
                 client: Self::client(),
                 folder,
@@ -200,6 +209,12 @@ impl TestApp {
     /// The same with another catalogue.
     pub async fn restart_with(&mut self, tiers: &str) {
         tiers.clone_into(&mut self.tiers);
+        self.restart().await;
+    }
+
+    /// The same with another price book.
+    pub async fn restart_with_prices(&mut self, prices: &str) {
+        self.prices = prices_file::read(prices).unwrap_or_else(|problems| panic!("{problems:?}"));
         self.restart().await;
     }
 

@@ -177,7 +177,7 @@ async fn one_call_decides_and_reserves() {
             assert_eq!(app.post("/v1/enforcement", &body).await.problem(422, code)["field"], field, "{body}");
         };
         check(json!({"user_id": "u", "hold": true, "estimated_cost": 1}), "missing_field", "id").await;
-        check(json!({"user_id": "u", "hold": true, "id": "x"}), "invalid_field", "estimated_cost").await;
+        check(json!({"user_id": "u", "hold": true, "id": "x"}), "missing_field", "estimated_cost").await;
         check(json!([{"user_id": "u", "id": "x"}]), "invalid_field", "[0].id").await;
     })
     .await;

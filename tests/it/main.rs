@@ -19,6 +19,7 @@ mod model;
 mod nodes;
 mod odd_input;
 mod postgres;
+mod pricing;
 mod reconcile;
 mod recorded_events;
 mod retention;

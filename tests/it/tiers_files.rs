@@ -7,7 +7,7 @@ use spendgate::domain::money::Money;
 use spendgate::domain::period::Period;
 use spendgate::domain::tiers_file;
 
-use crate::app::TIERS;
+use crate::app::{TIERS, prices};
 
 /// File, where (line:column), what is said.
 const FAULTS: [(&str, &str, &str); 27] = [
@@ -45,7 +45,7 @@ fn every_faulty_file_is_refused_once_with_its_place_and_what_would_be_right() {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures/tiers");
     for (name, place, message) in FAULTS {
         let text = fs::read_to_string(folder.join(format!("{name}.yaml"))).unwrap();
-        let problems = tiers_file::read(&text).expect_err(name);
+        let problems = tiers_file::read(&text, prices()).expect_err(name);
         let told: Vec<String> = problems.iter().map(ToString::to_string).collect();
         assert_eq!(told.len(), 1, "{name}: {told:?}");
         assert!(told[0].starts_with(&format!("{place}: ")) && told[0].contains(message), "{name}: {told:?}");
@@ -57,13 +57,13 @@ fn every_faulty_file_is_refused_once_with_its_place_and_what_would_be_right() {
 #[test]
 fn all_faults_of_a_file_are_told_at_once() {
     let text = "default_tier: free\ntiers:\n  free: { rank: x, budgets: { daily: -1, dayly: 2 }, policy: strict, prise: [a] }\n";
-    let told: Vec<String> = tiers_file::read(text).expect_err("faulty").iter().map(ToString::to_string).collect();
+    let told: Vec<String> = tiers_file::read(text, prices()).expect_err("faulty").iter().map(ToString::to_string).collect();
     assert_eq!(told.len(), 4, "{told:?}");
 }
 
 #[test]
 fn the_catalogue_of_the_repository_says_what_the_product_says() {
-    let catalogue = tiers_file::read(TIERS).unwrap();
+    let catalogue = tiers_file::read(TIERS, prices()).unwrap();
     let limit = |tier: &str, period: Period| catalogue.tier(tier).unwrap().budgets.limits.get(&period).map(|limit| limit.nanos());
     assert_eq!(limit("free", Period::Daily), Some(100_000_000));
     assert_eq!((limit("pro", Period::Daily), limit("pro", Period::Weekly)), (Some(1_000_000_000), Some(5_000_000_000)));

@@ -25,7 +25,7 @@ pub struct Args {
 
 pub async fn run(args: Args, machine: &Machine) -> anyhow::Result<ExitCode> {
     let (config, client) = client(machine)?;
-    let (catalogue, source) = read_catalogue(&config)?;
+    let (catalogue, sources) = read_catalogue(&config)?;
     let url = endpoint_url(args.url.as_deref(), &config, client.livemode())?;
     let mut report = Report::default();
     let checked = async {
@@ -43,7 +43,7 @@ pub async fn run(args: Args, machine: &Machine) -> anyhow::Result<ExitCode> {
             }
         }
         for tier in catalogue.tiers() {
-            sold(&mut report, &client, &catalogue, tier, &source).await?;
+            sold(&mut report, &client, &catalogue, tier, &sources.tiers).await?;
         }
         portal(&mut report, &client).await
     };

@@ -218,7 +218,16 @@ impl Shared {
     /// added. `None` where it is another batch.
     async fn add(&self, kept: &mut Kept, batch: &[Request], doubt: &mut Option<Doubt>) -> Result<Option<Written>, Failed> {
         let (now, generation) = (self.now(), self.cluster.generation());
-        if !batch.iter().all(|request| matches!(request.operation, Operation::Record(_))) {
+        // What is priced by a tier is priced by the tier as it stands, and that has to be asked for.
+        let is_plain = |request: &Request| match &request.operation {
+            Operation::Record(usages) => usages.iter().all(|usage| usage.used.cost.is_some()),
+            Operation::Hold(_)
+            | Operation::Capture { .. }
+            | Operation::Release { .. }
+            | Operation::Extend { .. }
+            | Operation::Correct(_) => false,
+        };
+        if !batch.iter().all(is_plain) {
             return Ok(None);
         }
         let whom = users(batch, &HashMap::new());

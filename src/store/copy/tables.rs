@@ -79,6 +79,7 @@ const TABLES: [Declared; 15] = [
             int("input_tokens"),
             int("output_tokens"),
             text("metadata"),
+            text("detail"),
             bytes("fingerprint"),
         ],
         sums: &["cost", "input_tokens", "output_tokens"],

@@ -1,0 +1,191 @@
+//! Tier + budgets + a call → what to do. `decide` judges amounts; here stands what a call is: its model, what it may cost, and
+//! which model to take instead.
+
+use chrono::{DateTime, Utc};
+
+use super::catalogue::{Catalogue, Tier};
+use super::cost::price;
+use super::decide::{Action, Budget, Decision, Reason, decide, most};
+use super::models::UnknownModel;
+use super::money::Money;
+use super::pricing::{Price, PriceBook, Tokens};
+
+/// A call that a caller asks about.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ask {
+    pub model: Option<String>,
+    pub provider: Option<String>,
+    /// What it may cost, as the caller reckons. Where he does, tokens are not priced.
+    pub cost: Option<Money>,
+    /// What it may use.
+    pub tokens: Option<Tokens>,
+}
+
+/// The answer to one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Judgement {
+    pub decision: Decision,
+    /// What the call may cost: with the model that is named here, where the tokens tell.
+    pub estimate: Money,
+    /// The model to use: on DEGRADE the cheaper one, else the one that was asked for.
+    pub model: Option<String>,
+    /// How many tokens may come out of that model for what is left, where tokens were given and something bounds them.
+    pub max_affordable_output_tokens: Option<i64>,
+    /// It has no price, and the tier lets it pass all the same.
+    pub is_unpriced: bool,
+}
+
+/// What a call may cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Estimate {
+    Costs(Money),
+    /// By the price book no call of this model costs anything.
+    Free,
+    /// It has no price, and that is let pass.
+    Flagged,
+    /// It has no price.
+    Unknown,
+}
+
+impl Estimate {
+    fn amount(self) -> Money {
+        match self {
+            Self::Costs(amount) => amount,
+            Self::Free | Self::Flagged | Self::Unknown => Money::ZERO,
+        }
+    }
+}
+
+struct Judge<'a> {
+    prices: &'a PriceBook,
+    tier: &'a Tier,
+    budgets: &'a [Budget],
+    ask: &'a Ask,
+    now: DateTime<Utc>,
+}
+
+/// Judges a call by the user's tier and its budgets.
+pub fn judge(catalogue: &Catalogue, tier: &Tier, budgets: &[Budget], ask: &Ask, now: DateTime<Utc>) -> Judgement {
+    let judge = Judge { prices: &catalogue.prices, tier, budgets, ask, now };
+    match &ask.model {
+        Some(model) if !tier.models.allows(model, ask.provider.as_deref(), judge.prices) => judge.not_in_tier(model),
+        model => judge.in_tier(model.as_deref()),
+    }
+}
+
+impl Judge<'_> {
+    fn estimate(&self, model: Option<&str>) -> Estimate {
+        let (Some(model), None) = (model, self.ask.cost) else { return Estimate::Costs(self.ask.cost.unwrap_or_default()) };
+        let price = price(self.prices, self.tier, model, self.provider_of(model), self.now);
+        match (price, &self.ask.tokens) {
+            (Some((price, _)), _) if price.is_free() => Estimate::Free,
+            (Some((price, _)), Some(tokens)) => Estimate::Costs(price.cost(tokens, self.tier.markup)),
+            (None, Some(_)) if self.tier.unknown_model == UnknownModel::Flag => Estimate::Flagged,
+            (None, Some(_)) => Estimate::Unknown,
+            (Some(_) | None, None) => Estimate::Costs(Money::ZERO),
+        }
+    }
+
+    /// The provider that was named goes with the model that was named; another one may be somebody else's.
+    fn provider_of(&self, model: &str) -> Option<&str> {
+        self.ask.provider.as_deref().filter(|_| self.ask.model.as_deref() == Some(model))
+    }
+
+    fn in_tier(&self, model: Option<&str>) -> Judgement {
+        let estimate = self.estimate(model);
+        let decision = match estimate {
+            Estimate::Unknown => unknown_model(model.unwrap_or_default()),
+            Estimate::Free => free_model(),
+            Estimate::Costs(_) | Estimate::Flagged => decide(self.budgets, estimate.amount()),
+        };
+        if decision.action != Action::Degrade {
+            return self.judgement(decision, estimate, model);
+        }
+        let target = self
+            .targets(model)
+            .find(|target| model.is_none_or(|model| !self.is_dearer(target, model) && !self.costs_as_much(target, model)));
+        match target {
+            Some(target) => self.judgement(decision, self.estimate(Some(target)), Some(target)),
+            // What was asked for is a fallback itself, or nothing is cheaper.
+            None => self.judgement(decision, estimate, model),
+        }
+    }
+
+    /// What the tier does not include is replaced by what it names instead, where that can be paid.
+    fn not_in_tier(&self, model: &str) -> Judgement {
+        let tier = &self.tier.name;
+        let payable = |target: &&str| decide(self.budgets, self.estimate(Some(target)).amount()).action != Action::Block;
+        let mut targets = self.targets(Some(model)).filter(|target| !self.is_dearer(target, model));
+        let (action, instead) = match targets.find(payable) {
+            Some(target) => (Action::Degrade, Some(target)),
+            None => (Action::Block, None),
+        };
+        let message = match instead {
+            Some(target) => format!("The model `{model}` is not in the tier `{tier}`; use `{target}`."),
+            None => format!("The model `{model}` is not in the tier `{tier}`."),
+        };
+        let decision = Decision { action, reason: Reason::ModelNotInTier, binding: None, message, retry_at: None };
+        self.judgement(decision, self.estimate(instead.or(Some(model))), instead.or(Some(model)))
+    }
+
+    /// Whom the tier names instead of `model`, in the order of its steps, as far as it may use them and they have a price where one is
+    /// needed.
+    fn targets<'m>(&'m self, model: Option<&'m str>) -> impl Iterator<Item = &'m str> {
+        let allowed = |target: &&str| self.tier.models.allows(target, None, self.prices);
+        self.tier.fallbacks.instead_of(model).filter(allowed).filter(|target| self.estimate(Some(target)) != Estimate::Unknown)
+    }
+
+    /// Whether `target` costs more than `model` for this call; where no tokens tell, by their prices. Of models that the book does not have,
+    /// the operator knows better.
+    fn is_dearer(&self, target: &str, model: &str) -> bool {
+        self.compare(target, model, |target, model| model < target, |target, model| target.model.is_dearer_than(model.model))
+    }
+
+    fn costs_as_much(&self, target: &str, model: &str) -> bool {
+        self.compare(target, model, |target, model| model <= target, |_, _| false)
+    }
+
+    fn compare(
+        &self,
+        target: &str,
+        model: &str,
+        by_cost: impl Fn(Money, Money) -> bool,
+        by_price: impl Fn(Price<'_>, Price<'_>) -> bool,
+    ) -> bool {
+        let own = self.prices.price(model, self.provider_of(model), self.now);
+        let Some((target, model)) = self.prices.price(target, self.provider_of(target), self.now).zip(own) else { return false };
+        match &self.ask.tokens {
+            Some(tokens) => by_cost(target.cost(tokens, self.tier.markup), model.cost(tokens, self.tier.markup)),
+            None => by_price(target, model),
+        }
+    }
+
+    fn judgement(&self, decision: Decision, estimate: Estimate, model: Option<&str>) -> Judgement {
+        let max_affordable_output_tokens = match (decision.action, decision.reason) {
+            (Action::Degrade, _) | (Action::Block, Reason::EstimateExceedsBudget) => self.most_output(model),
+            (Action::Allow | Action::Warn | Action::Block, _) => None,
+        };
+        let (estimate, is_unpriced) = (estimate.amount(), estimate == Estimate::Flagged);
+        Judgement { decision, estimate, model: model.map(str::to_owned), max_affordable_output_tokens, is_unpriced }
+    }
+
+    fn most_output(&self, model: Option<&str>) -> Option<i64> {
+        let (model, tokens, budget) = (model?, self.ask.tokens.as_ref()?, most(self.budgets)?);
+        let (price, _) = price(self.prices, self.tier, model, self.provider_of(model), self.now)?;
+        price.most_output(tokens, budget, self.tier.markup)
+    }
+}
+
+fn unknown_model(model: &str) -> Decision {
+    let message = format!("The model `{model}` has no price, so its cost is not known; give estimated_cost, or add it to prices.yaml.");
+    Decision { action: Action::Block, reason: Reason::UnknownModel, binding: None, message, retry_at: None }
+}
+
+fn free_model() -> Decision {
+    let message = "The model costs nothing.".to_owned();
+    Decision { action: Action::Allow, reason: Reason::FreeModel, binding: None, message, retry_at: None }
+}
+
+#[cfg(test)]
+#[path = "judge_tests.rs"]
+mod tests;
