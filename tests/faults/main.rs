@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that panics has failed, which is what it is for")]
 #![expect(clippy::disallowed_methods, reason = "how long it may take, and whether it runs in CI, is told by the environment")]
 
+mod deposed;
 mod door;
 mod failover;
 mod io_errors;
