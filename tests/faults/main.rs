@@ -11,6 +11,7 @@ mod failover;
 mod io_errors;
 mod kills;
 mod load;
+mod nodes;
 mod pgbouncer;
 mod power_cuts;
 mod servers;
