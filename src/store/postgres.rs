@@ -20,7 +20,7 @@ static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("migrations/postgres
 /// Connections of one node: the ledger's writers and readers have one each, and what remains serves everything else. More only wait for
 /// the database's cores.
 const CONNECTIONS_MAX: u32 = 12;
-/// No statement of ours takes so long unless the database hangs; the checks that read everything (`verify`) set their own.
+/// No statement of ours takes so long unless the database hangs; who reads everything lifts it ([`Tx::take_your_time`]).
 const STATEMENT_TIMEOUT: &str = "10s";
 /// How long anybody waits for another's lock: a commit that waits for its standby holds its own.
 const LOCK_TIMEOUT: &str = "5s";
@@ -46,7 +46,7 @@ const ASK_EVERY: Duration = Duration::from_millis(250);
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A migration may take long, and so may another node's.
-const TAKE_YOUR_TIME: &str = "SET statement_timeout = 0; SET lock_timeout = 0";
+const BE_PATIENT: &str = "SET statement_timeout = 0; SET lock_timeout = 0";
 /// All record transactions of all nodes, one after the other: they read, decide and write, as on SQLite.
 const BEGIN: &str = "BEGIN; SELECT pg_advisory_xact_lock(7305807312)";
 const BEGIN_READ: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
@@ -139,7 +139,7 @@ impl Cluster {
         // Before anything is changed, and locked by a session that may be lent.
         look(&pool).await?;
         let mut migrating = hosts.options.get(host).cloned().unwrap_or_default().connect().await?;
-        migrating.execute(sqlx::raw_sql(TAKE_YOUR_TIME)).await?;
+        migrating.execute(sqlx::raw_sql(BE_PATIENT)).await?;
         MIGRATIONS.run(&mut migrating).await?;
         migrating.close().await?;
         let current = RwLock::new(Current { pool, host, timeline });

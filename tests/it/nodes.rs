@@ -304,3 +304,16 @@ async fn a_batch_that_finds_another_node_in_its_way_is_tried_twenty_times_again_
     );
     assert!(app.verify().contains(" 0 disagreements"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn verify_has_as_long_as_it_takes_to_read_everything() {
+    let app = TestApp::start(Database::Postgres, TIERS, |config| config).await;
+    app.spend("r", "u", "0.01").await;
+    app.execute(
+        "CREATE FUNCTION has_time() RETURNS BOOLEAN LANGUAGE plpgsql AS $$ BEGIN \
+         IF current_setting('statement_timeout') <> '0' THEN RAISE 'it would be ended'; END IF; RETURN true; END $$; \
+         ALTER VIEW counted_rows RENAME TO counted; CREATE VIEW counted_rows AS SELECT * FROM counted WHERE has_time()",
+    )
+    .await;
+    assert!(app.verify().contains(" 1 entries"), "the harness is void: nothing is read");
+}
