@@ -91,6 +91,9 @@ impl From<sqlx::migrate::MigrateError> for StoreError {
 
 const PROBE: &str = "INSERT INTO probe (\"only\", at) VALUES (1, $1) ON CONFLICT (\"only\") DO UPDATE SET at = excluded.at";
 
+/// What reads everything takes as long as it takes, and where two databases are compared the one side may wait for the other.
+const TAKE_YOUR_TIME: [&str; 2] = ["SET LOCAL statement_timeout = 0", "SET LOCAL idle_in_transaction_session_timeout = 0"];
+
 /// How long anybody waits for a connection before the store counts as failed.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -162,6 +165,16 @@ impl Tx {
     pub fn connection(&mut self) -> Result<&mut Connection, StoreError> {
         let connection = self.connection.as_mut().ok_or(StoreError(sqlx::Error::PoolClosed))?;
         Ok(connection)
+    }
+
+    /// Lifts the limits of time from the rest of it, for whoever reads everything. SQLite has none.
+    pub async fn take_your_time(&mut self) -> Result<(), StoreError> {
+        if let Backend::Postgres(_) = self.connection()? {
+            for limit in TAKE_YOUR_TIME {
+                self.connection()?.query(limit).execute().await?;
+            }
+        }
+        Ok(())
     }
 
     /// On a connection that the caller keeps, beside others.

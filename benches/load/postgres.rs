@@ -27,6 +27,9 @@ pub struct Args {
     /// Then so many users known, ten thousand of them asked for; 0 leaves it out.
     #[arg(long, default_value_t = 0)]
     many: usize,
+    /// What the server keeps in memory by itself.
+    #[arg(long, default_value = "256MB")]
+    shared_buffers: String,
 }
 
 /// Of many users.
@@ -72,7 +75,7 @@ async fn rounds(turns: &[Turn], args: &Args) -> Result<Vec<f64>> {
 }
 
 pub async fn compare(args: Args) -> Result<()> {
-    let server = Server::make(&["shared_buffers = 256MB", "max_wal_size = 4GB"]);
+    let server = Server::make(&[&format!("shared_buffers = {}", args.shared_buffers), "max_wal_size = 4GB"]);
     server.sql("CREATE DATABASE gate");
     let made = "CREATE TABLE spent (user_id TEXT PRIMARY KEY, spent BIGINT) WITH (fillfactor = 50)";
     server.sql(made);

@@ -13,6 +13,7 @@ pub async fn run(machine: &Machine) -> anyhow::Result<ExitCode> {
     let config = read_config(machine)?;
     let store = open_known_store(&config).await?;
     let mut tx = store.begin_read().await?;
+    tx.take_your_time().await?;
     let (counted, found) = verify::disagreements(tx.connection()?, SHOWN).await?;
     tx.commit().await?;
     store.close().await;

@@ -28,8 +28,6 @@ const BEGIN: &str = "INSERT INTO copying (\"only\", source, origin, table_name, 
 const GO_ON: &str =
     "UPDATE copying SET table_name = $1, place = $2, copied = $3 WHERE \"only\" = 1 AND copied = $4 AND finished_at IS NULL";
 const FINISH: &str = "UPDATE copying SET finished_at = $1 WHERE \"only\" = 1 AND copied = $2 AND finished_at IS NULL";
-/// What reads everything takes as long as it takes, and the one side may wait for the other.
-const TAKE_YOUR_TIME: [&str; 2] = ["SET LOCAL statement_timeout = 0", "SET LOCAL idle_in_transaction_session_timeout = 0"];
 
 /// The numbers that SQLite gave last, also those of rows that went since.
 const LAST_OF: &str = "SELECT seq FROM sqlite_sequence WHERE name = $1";
@@ -216,13 +214,13 @@ impl Copying {
     pub async fn finish(&mut self, now: DateTime<Utc>) -> Result<Found, CopyError> {
         let mut tx = self.target.begin_aside().await?;
         self.set_numbers(&mut tx).await?;
-        take_your_time(&mut tx).await?;
+        tx.take_your_time().await?;
         for table in tables() {
             tx.connection()?.query(&table.analyze).execute().await?;
         }
         tx.commit().await?;
         let mut tx = self.target.begin_read().await?;
-        take_your_time(&mut tx).await?;
+        tx.take_your_time().await?;
         let mut compared = Vec::new();
         for table in tables() {
             let (source, target) = join(tally(&mut self.reader, table), tally(tx.connection()?, table)).await;
@@ -265,13 +263,6 @@ impl Copying {
 
 /// Disagreements that are shown of each kind.
 const DISAGREEMENTS_MAX: i64 = 20;
-
-async fn take_your_time(tx: &mut Tx) -> Result<(), StoreError> {
-    for limit in TAKE_YOUR_TIME {
-        tx.connection()?.query(limit).execute().await?;
-    }
-    Ok(())
-}
 
 /// How far the copy of `id` came; a target that nobody has used becomes one. Whoever starts a service looks under the same lock.
 async fn find(db: &mut Connection, id: &str, origin: &str, now: DateTime<Utc>) -> Result<Place, CopyError> {

@@ -20,12 +20,24 @@ static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("migrations/postgres
 /// Connections of one node: the ledger's writers and readers have one each, and what remains serves everything else. More only wait for
 /// the database's cores.
 const CONNECTIONS_MAX: u32 = 12;
-/// No statement of ours takes so long unless the database hangs; the checks that read everything (`verify`) set their own.
+/// No statement of ours takes so long unless the database hangs; who reads everything lifts it ([`Tx::take_your_time`]).
 const STATEMENT_TIMEOUT: &str = "10s";
 /// How long anybody waits for another's lock: a commit that waits for its standby holds its own.
 const LOCK_TIMEOUT: &str = "5s";
 /// A node that stops in the middle of a transaction holds its locks no longer.
 const IDLE_TIMEOUT: &str = "10s";
+/// What comes with each of our connections.
+const SETTINGS: [(&str, &str); 6] = [
+    ("statement_timeout", STATEMENT_TIMEOUT),
+    ("lock_timeout", LOCK_TIMEOUT),
+    ("idle_in_transaction_session_timeout", IDLE_TIMEOUT),
+    // Every statement of ours finds what it wants by an index, however small the table was when it was planned, and is planned
+    // once: to plan the question of a check took twice as long as to answer it.
+    ("enable_seqscan", "off"),
+    ("plan_cache_mode", "force_generic_plan"),
+    // What would be compiled is over before it is.
+    ("jit", "off"),
+];
 /// How long a host has to say who it is.
 const ASK_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often each of several hosts is asked.
@@ -33,12 +45,16 @@ const ASK_EVERY: Duration = Duration::from_millis(250);
 /// How long a start waits for a primary.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// A migration may take long, and so may another node's.
+const BE_PATIENT: &str = "SET statement_timeout = 0; SET lock_timeout = 0";
 /// All record transactions of all nodes, one after the other: they read, decide and write, as on SQLite.
 const BEGIN: &str = "BEGIN; SELECT pg_advisory_xact_lock(7305807312)";
 const BEGIN_READ: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 /// A server that was promoted begins a new timeline, so of two that take writes the one with the higher number is the primary.
 const WHO: &str = "SELECT pg_is_in_recovery() AS standby, CASE WHEN pg_is_in_recovery() THEN '' \
      ELSE substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END AS timeline";
+/// Which process of the server's a connection has.
+const SESSION: &str = "SELECT CAST(pg_backend_pid() AS TEXT)";
 
 /// What a host says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,20 +108,9 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Cluster {
     pub(super) async fn connect(hosts: &Hosts) -> Result<Self, StoreError> {
-        let settings = [
-            ("statement_timeout", STATEMENT_TIMEOUT),
-            ("lock_timeout", LOCK_TIMEOUT),
-            ("idle_in_transaction_session_timeout", IDLE_TIMEOUT),
-            // Every statement of ours finds what it wants by an index, however small the table was when it was planned, and is planned
-            // once: to plan the question of a check took twice as long as to answer it.
-            ("enable_seqscan", "off"),
-            ("plan_cache_mode", "force_generic_plan"),
-            // What would be compiled is over before it is.
-            ("jit", "off"),
-        ];
         let mut hosts = hosts.clone();
         for options in &mut hosts.options {
-            *options = options.clone().application_name("spendgate").options(settings);
+            *options = options.clone().application_name("spendgate").options(SETTINGS);
         }
         let deadline = tokio::time::Instant::now() + START_TIMEOUT;
         let mut roles = vec![Role::Away; hosts.options.len()];
@@ -121,7 +126,7 @@ impl Cluster {
                 break found;
             }
             if last.as_ref().is_some_and(|error| error.to_string().contains("startup parameter")) {
-                return Err(pooled());
+                return Err(pooled(UNSET));
             }
             let refused = last.as_ref().is_some_and(|error| matches!(error, sqlx::Error::Database(error) if !is_starting(&**error)));
             if refused || deadline < tokio::time::Instant::now() {
@@ -129,14 +134,14 @@ impl Cluster {
             }
             tokio::time::sleep(ASK_EVERY).await;
         };
-        // A migration may take long, and so may another node's.
-        let patient = hosts.options.get(host).cloned().unwrap_or_default().options([("statement_timeout", "0"), ("lock_timeout", "0")]);
-        let mut migrating = patient.connect().await?;
-        MIGRATIONS.run(&mut migrating).await?;
-        migrating.close().await?;
         let generation = Arc::new(AtomicU64::new(0));
         let pool = pool(&hosts, host, timeline, &generation);
+        // Before anything is changed, and locked by a session that may be lent.
         look(&pool).await?;
+        let mut migrating = hosts.options.get(host).cloned().unwrap_or_default().connect().await?;
+        migrating.execute(sqlx::raw_sql(BE_PATIENT)).await?;
+        MIGRATIONS.run(&mut migrating).await?;
+        migrating.close().await?;
         let current = RwLock::new(Current { pool, host, timeline });
         let inner = Arc::new(Inner { hosts, current, generation, roles: Mutex::new(roles) });
         // One host is asked by every new connection; who is elsewhere is of no use.
@@ -241,24 +246,35 @@ async fn who(connection: &mut PgConnection) -> Result<Role, sqlx::Error> {
     Ok(Role::Primary { timeline })
 }
 
-/// What comes with a connection does not reach the server.
-fn pooled() -> StoreError {
-    let why = "the settings of our connections do not reach the server: is a pooler (PgBouncer) between? Connect to Postgres itself; a node opens 12 connections";
+const UNSET: &str = "the settings of our connections do not reach the server";
+const SHARED: &str = "two connections of ours are one session of the server";
+
+/// Something between us and the server keeps our sessions from being ours.
+fn pooled(why: &str) -> StoreError {
+    let why = format!("{why}: is a pooler (PgBouncer) between? Connect to Postgres itself; a node opens {CONNECTIONS_MAX} connections");
     StoreError(sqlx::Error::Configuration(why.into()))
+}
+
+/// The one value of a statement without parameters. Nothing is prepared, so that a pooler cannot be in the way.
+async fn told(connection: &mut PgConnection, sql: &str) -> Result<String, sqlx::Error> {
+    connection.fetch_one(sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))).await?.try_get(0)
 }
 
 /// What would cost money in silence, or only shows under load.
 async fn look(pool: &PgPool) -> Result<(), StoreError> {
-    let mut first = pool.acquire().await?;
-    let timeout: String = sqlx::query_scalar("SHOW lock_timeout").persistent(false).fetch_one(&mut *first).await?;
-    if timeout != LOCK_TIMEOUT {
-        return Err(pooled());
+    let (mut first, mut other) = (pool.acquire().await?, pool.acquire().await?);
+    for (setting, ours) in SETTINGS {
+        if told(&mut first, &format!("SHOW {setting}")).await? != ours {
+            return Err(pooled(UNSET));
+        }
+    }
+    // Between two transactions: locks, prepared statements and what is listened to would be somebody else's.
+    if told(&mut first, SESSION).await? == told(&mut other, SESSION).await? {
+        return Err(pooled(SHARED));
     }
     for (setting, loses) in [("fsync", "off"), ("synchronous_commit", "off"), ("full_page_writes", "off")] {
-        let sql = AssertSqlSafe(format!("SHOW {setting}"));
-        let value: String = sqlx::query_scalar(sql).persistent(false).fetch_one(&mut *first).await?;
-        if value == loses {
-            warn!("the database has {setting} = {value}: what was acknowledged is lost when its machine fails");
+        if told(&mut first, &format!("SHOW {setting}")).await? == loses {
+            warn!("the database has {setting} = {loses}: what was acknowledged is lost when its machine fails");
         }
     }
     Ok(())

@@ -12,12 +12,13 @@ use crate::load::Load;
 use crate::servers::Server;
 use crate::service::Service;
 
+pub const DATABASE: &str = "spendgate";
 const SYNCHRONOUS: &str = "synchronous_standby_names = 'follower'";
 
 /// A primary and who follows it.
-fn cluster(synchronous: bool) -> (Server, Server) {
+pub fn cluster(synchronous: bool) -> (Server, Server) {
     let primary = Server::make(&["shared_buffers = 32MB", "wal_keep_size = 256MB"]);
-    primary.sql("CREATE DATABASE spendgate");
+    primary.sql(&format!("CREATE DATABASE {DATABASE}"));
     let follower = primary.follower("follower");
     if synchronous {
         primary.set(&[SYNCHRONOUS]);
@@ -30,8 +31,8 @@ fn cluster(synchronous: bool) -> (Server, Server) {
     (primary, follower)
 }
 
-fn node(folder: &Path, hosts: [&Server; 2]) -> Service {
-    let url = format!("postgres://postgres@{},{}/spendgate", hosts[0].host(), hosts[1].host());
+pub fn node(folder: &Path, hosts: [&Server; 2]) -> Service {
+    let url = format!("postgres://postgres@{},{}/{DATABASE}", hosts[0].host(), hosts[1].host());
     Service::start(folder, &[("DATABASE_URL", Path::new(&url))])
 }
 

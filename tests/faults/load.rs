@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::door;
 use crate::service::{ADMIN_KEY, Service};
 
 const CALLERS: usize = 16;
@@ -79,9 +80,7 @@ impl Callers {
 
 impl Load {
     pub fn new() -> Arc<Self> {
-        // Once in a process is enough; a second time finds it done.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = reqwest::Client::builder().timeout(HANGS_AFTER).build().unwrap();
+        let client = door::client().timeout(HANGS_AFTER).build().unwrap();
         Arc::new(Self {
             client,
             next: AtomicU64::new(0),

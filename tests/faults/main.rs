@@ -1,13 +1,18 @@
-//! What the service survives: kills, power cuts, a disk that fails, a Postgres whose primary dies. The real binary is put under load, something breaks, it is
-//! started again, and each write that it acknowledged must be there once. Each fault has a control that must show itself, or the
-//! harness is void. `FAULTS=long` takes more of each. (A disk that fills up is in `tests/it/disk_full.rs`.)
+//! What the service survives: kills, power cuts, a disk that fails, a Postgres whose primary dies or is replaced; and what holds where many
+//! processes share one. The real binary is put under load, something breaks, it is started again, and each write that it acknowledged
+//! must be there once. Each fault has a control that must show itself, or the harness is void. `FAULTS=long` takes more of each. (A disk
+//! that fills up is in `tests/it/disk_full.rs`.)
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that panics has failed, which is what it is for")]
 #![expect(clippy::disallowed_methods, reason = "how long it may take, and whether it runs in CI, is told by the environment")]
 
+mod deposed;
+mod door;
 mod failover;
 mod io_errors;
 mod kills;
 mod load;
+mod nodes;
+mod pgbouncer;
 mod power_cuts;
 mod servers;
 mod service;

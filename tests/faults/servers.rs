@@ -1,7 +1,7 @@
 //! Postgres servers of one's own, each with its folder and its socket: they sync, and can be killed, followed and promoted.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// A server that ends with its handle.
@@ -14,7 +14,11 @@ fn program(name: &str) -> Command {
     let newest = || fs::read_dir("/usr/lib/postgresql").ok()?.flatten().map(|version| version.path().join("bin")).max();
     let told = Command::new("pg_config").arg("--bindir").output().map(|told| String::from_utf8_lossy(&told.stdout).trim().to_owned());
     let told = told.ok().map(PathBuf::from).filter(|folder| folder.join("initdb").exists()).or_else(newest);
-    let path = told.expect("PostgreSQL is installed: apt-get install -y postgresql").join(name);
+    unprivileged(&told.expect("PostgreSQL is installed: apt-get install -y postgresql").join(name))
+}
+
+/// A program that refuses to run as root.
+pub fn unprivileged(path: &Path) -> Command {
     if !is_root() {
         return Command::new(path);
     }
@@ -27,11 +31,23 @@ fn is_root() -> bool {
     fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0)
 }
 
+/// Lets such a program write into a folder.
+pub fn give_away(folder: &Path) {
+    if is_root() {
+        done(Command::new("chown").arg("postgres").arg(folder));
+    }
+}
+
 fn done(command: &mut Command) -> String {
     let done = command.output().expect("it runs");
     let said = String::from_utf8_lossy(&done.stdout).into_owned();
     assert!(done.status.success(), "{command:?}: {said}{}", String::from_utf8_lossy(&done.stderr));
     said
+}
+
+/// The folder of a socket, as a host of `DATABASE_URL`.
+pub fn host(folder: &Path) -> String {
+    folder.to_string_lossy().replace('/', "%2F")
 }
 
 impl Server {
@@ -55,9 +71,7 @@ impl Server {
 
     fn folder() -> Self {
         let made = tempfile::Builder::new().prefix("spendgate-postgres.").tempdir_in("/tmp").expect("a folder").keep();
-        if is_root() {
-            done(Command::new("chown").arg("postgres").arg(&made));
-        }
+        give_away(&made);
         Self { folder: made }
     }
 
@@ -103,14 +117,23 @@ impl Server {
 
     /// Does one statement, and gives what was printed.
     pub fn sql(&self, statement: &str) -> String {
+        self.sql_in("postgres", statement)
+    }
+
+    pub fn sql_in(&self, database: &str, statement: &str) -> String {
         let mut psql = Command::new("psql");
-        psql.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-d", "postgres", "-c", statement, "-h"]);
+        psql.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-d", database, "-c", statement, "-h"]);
         done(psql.arg(&self.folder)).trim().to_owned()
     }
 
     /// As a host of `DATABASE_URL`.
     pub fn host(&self) -> String {
-        self.folder.to_string_lossy().replace('/', "%2F")
+        host(&self.folder)
+    }
+
+    /// Where its socket is.
+    pub fn path(&self) -> &Path {
+        &self.folder
     }
 
     pub fn socket(&self) -> PathBuf {

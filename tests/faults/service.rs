@@ -22,17 +22,28 @@ pub struct Service {
 impl Service {
     /// Starts the service on what is in `folder`, with `environment` beside its own settings, and waits until it listens.
     pub fn start(folder: &Path, environment: &[(&str, &Path)]) -> Self {
-        let mut command = spendgate(folder);
         let database = environment.iter().find(|(name, _)| *name == "DATABASE_URL").map(|(_, url)| (*url).to_owned());
-        // Its log would tell of each fault that it is made to meet; what ends it is told all the same.
-        command.env("LISTEN_ADDR", "127.0.0.1:0").env("ADMIN_API_KEY", ADMIN_KEY).env("RUST_LOG", "off");
-        let mut child = command.envs(environment.iter().copied()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = serve(folder, environment).stdout(Stdio::piped()).spawn().unwrap();
         let mut says = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         says.read_line(&mut line).unwrap();
         let url = line.split_whitespace().find(|word| word.starts_with("http://"));
         let url = url.unwrap_or_else(|| panic!("it says {line:?}, and not where it listens")).trim_end_matches('.').to_owned();
         Self { child, url, folder: folder.to_owned(), database, _says: says }
+    }
+
+    /// Starts the service where it must refuse to, and gives what it says of it.
+    pub fn refuses(folder: &Path, environment: &[(&str, &Path)]) -> String {
+        let mut child = serve(folder, environment).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        if !line.is_empty() {
+            child.kill().unwrap();
+        }
+        let ended = child.wait_with_output().unwrap();
+        let said = String::from_utf8(ended.stderr).unwrap();
+        assert!(line.is_empty() && ended.status.code() == Some(1), "it does not refuse: {:?}: {line}{said}", ended.status);
+        said
     }
 
     /// Stops each thread where it is, as a power cut does: one that waits for the disk never comes back from there, and nobody is answered
@@ -81,6 +92,14 @@ impl Drop for Service {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn serve(folder: &Path, environment: &[(&str, &Path)]) -> Command {
+    let mut command = spendgate(folder);
+    // Its log would tell of each fault that it is made to meet; what ends it is told all the same.
+    command.env("LISTEN_ADDR", "127.0.0.1:0").env("ADMIN_API_KEY", ADMIN_KEY).env("RUST_LOG", "off");
+    command.envs(environment.iter().copied());
+    command
 }
 
 /// The folder is all that the service keeps, and where it looks for a `.env` or a `tiers.yaml`: none of the developer's counts.

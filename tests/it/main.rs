@@ -6,6 +6,7 @@ mod accounts;
 mod app;
 mod asking;
 mod auth;
+mod cancelled;
 mod cli;
 mod copy;
 mod demo_routes;

@@ -239,3 +239,81 @@ async fn a_user_who_spends_all_the_time_has_his_new_tier_within_max_staleness() 
     }
     assert_eq!(one.check("u").await["tier"], "pro");
 }
+
+async fn retried(node: &TestApp) -> u64 {
+    node.get("/readyz").await.ok()["retried_batches"].as_u64().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_that_are_in_each_others_way_try_again_and_nobody_is_told() {
+    let (one, other) = two().await;
+    let third = one.node(|config| config).await;
+    let nodes = [&one, &*other, &*third];
+    let ask = async |round: usize, number: usize| {
+        let node = nodes[number % nodes.len()];
+        // A user whom nobody knows is made by all of them at once, and so is one hold.
+        let (user, cost) = (format!("u{round}"), "0.000001");
+        node.post("/v1/usage", json!({"id": format!("{round}-{number}"), "user_id": user, "cost": cost})).await.ok();
+        node.post("/v1/holds", hold(&format!("h{round}"), &user, cost)).await.ok();
+        node.post(&format!("/v1/holds/h{round}/capture"), json!({"cost": cost})).await.ok();
+    };
+    for round in 0..30 {
+        join_all((0..12).map(|number| ask(round, number))).await;
+        assert_eq!(other.user(&format!("u{round}")).await["lifetime"]["entries"], 13);
+    }
+    let retries = retried(&one).await + retried(&other).await + retried(&third).await;
+    assert!(0 < retries, "nobody was in anybody's way");
+    assert!(one.verify().contains(" 0 disagreements"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_finds_another_node_in_its_way_is_tried_twenty_times_again_and_no_more() {
+    const AGAIN: u64 = 20;
+    let app = TestApp::start(Database::Postgres, TIERS, |config| config).await;
+    app.spend("first", "known", "0.01").await;
+    app.execute(
+        "CREATE SEQUENCE tried; CREATE TABLE in_the_way (times BIGINT NOT NULL); INSERT INTO in_the_way VALUES (0); \
+         CREATE FUNCTION in_the_way() RETURNS TRIGGER LANGUAGE plpgsql AS $$ BEGIN \
+         IF nextval('tried') <= (SELECT times FROM in_the_way) THEN RAISE 'in the way' USING ERRCODE = '40001'; END IF; RETURN NEW; END $$; \
+         CREATE TRIGGER in_the_way BEFORE INSERT ON usage FOR EACH ROW EXECUTE FUNCTION in_the_way()",
+    )
+    .await;
+    let mut before = retried(&app).await;
+    // A sequence counts what was rolled back too.
+    let is_in_the_way = async |times: u64| {
+        app.execute(&format!("SELECT setval('tried', 1, false); UPDATE in_the_way SET times = {times}")).await;
+    };
+    for (id, user) in [("a", "known"), ("b", "new")] {
+        is_in_the_way(AGAIN).await;
+        app.spend(id, user, "0.01").await;
+        assert_eq!(retried(&app).await, before + AGAIN, "{user}");
+        before += AGAIN;
+        // For ever: whoever asks is told to come again, and the id makes it count once.
+        is_in_the_way(1_000_000).await;
+        let record = json!({"id": format!("{id}-late"), "user_id": user, "cost": "0.02"});
+        app.post("/v1/usage", record.clone()).await.problem(503, "store_unavailable");
+        assert_eq!(app.column("SELECT last_value FROM tried").await, [(AGAIN + 1).to_string()]);
+        is_in_the_way(0).await;
+        assert_eq!(app.post("/v1/usage", record).await.ok()["repeated"], false);
+        before += AGAIN + 1;
+        assert_eq!(retried(&app).await, before, "{user}");
+    }
+    assert_eq!(
+        (app.user("known").await["lifetime"].clone(), app.user("new").await["lifetime"].clone()),
+        (json!({"spent": 0.04, "entries": 3}), json!({"spent": 0.03, "entries": 2}))
+    );
+    assert!(app.verify().contains(" 0 disagreements"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn verify_has_as_long_as_it_takes_to_read_everything() {
+    let app = TestApp::start(Database::Postgres, TIERS, |config| config).await;
+    app.spend("r", "u", "0.01").await;
+    app.execute(
+        "CREATE FUNCTION has_time() RETURNS BOOLEAN LANGUAGE plpgsql AS $$ BEGIN \
+         IF current_setting('statement_timeout') <> '0' THEN RAISE 'it would be ended'; END IF; RETURN true; END $$; \
+         ALTER VIEW counted_rows RENAME TO counted; CREATE VIEW counted_rows AS SELECT * FROM counted WHERE has_time()",
+    )
+    .await;
+    assert!(app.verify().contains(" 1 entries"), "the harness is void: nothing is read");
+}

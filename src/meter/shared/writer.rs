@@ -304,9 +304,10 @@ impl Shared {
             }
         };
         let mut ledger = Ledger { booked, holds: held, accounts: pools, days, ..empty(payers, all) };
-        if let Some(doubt) = doubt.take_if(|doubt| doubt.is_done(&ledger)) {
+        if doubt.as_ref().is_some_and(|doubt| doubt.is_done(&ledger)) {
+            // Where this is not answered either, it is still in doubt, and looked for again.
             kept.give_back(tx.commit_and_keep().await?);
-            return Ok(Written { replies: doubt.replies, anything: true });
+            return Ok(Written { replies: doubt.take().map(|doubt| doubt.replies).unwrap_or_default(), anything: true });
         }
         // What was not there will not be: its locks are ours now.
         *doubt = None;
