@@ -2,9 +2,11 @@
 //! of HTTP, SQL or Stripe's field names.
 
 pub mod book;
+pub mod caps;
 pub mod catalogue;
 pub mod changes;
 pub mod decide;
+pub mod grants;
 pub mod ledger;
 pub mod money;
 pub mod operation;

@@ -28,6 +28,7 @@ pub enum ErrorCode {
     NotFound,
     EventNotFound,
     AccountNotFound,
+    GrantNotFound,
     MethodNotAllowed,
     BodyTimeout,
     BodyTooLarge,
@@ -35,6 +36,8 @@ pub enum ErrorCode {
     HoldNotFound,
     HoldEnded,
     CustomerBound,
+    BudgetIsShared,
+    TooManyGrants,
     SignatureMissing,
     SignatureInvalid,
     SignatureStale,
@@ -57,10 +60,12 @@ impl ErrorCode {
             }
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::ForbiddenScope => StatusCode::FORBIDDEN,
-            Self::NotFound | Self::EventNotFound | Self::AccountNotFound | Self::HoldNotFound | Self::LinkInvalid => StatusCode::NOT_FOUND,
+            Self::NotFound | Self::EventNotFound | Self::AccountNotFound | Self::GrantNotFound | Self::HoldNotFound | Self::LinkInvalid => {
+                StatusCode::NOT_FOUND
+            }
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
-            Self::IdReused | Self::HoldEnded | Self::CustomerBound => StatusCode::CONFLICT,
+            Self::IdReused | Self::HoldEnded | Self::CustomerBound | Self::BudgetIsShared | Self::TooManyGrants => StatusCode::CONFLICT,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::MissingField | Self::UnknownField | Self::InvalidField => StatusCode::UNPROCESSABLE_ENTITY,
             Self::StripeNotAsked => StatusCode::CONFLICT,
@@ -81,6 +86,7 @@ impl ErrorCode {
             Self::NotFound => "There is nothing here",
             Self::EventNotFound => "No such event was received",
             Self::AccountNotFound => "There is no such account",
+            Self::GrantNotFound => "There is no such grant",
             Self::MethodNotAllowed => "The path does not take this method",
             Self::BodyTimeout => "The body did not arrive in time",
             Self::BodyTooLarge => "The body is too large",
@@ -88,6 +94,8 @@ impl ErrorCode {
             Self::HoldEnded => "The hold has ended",
             Self::IdReused => "The id was used before with another body",
             Self::CustomerBound => "The Stripe customer is bound to somebody else",
+            Self::BudgetIsShared => "The budget is not the user's own",
+            Self::TooManyGrants => "The user has too many open grants",
             Self::SignatureMissing => "The delivery is not signed",
             Self::SignatureInvalid => "The delivery's signature does not match",
             Self::SignatureStale => "The delivery's signature is too old or too new",
