@@ -196,6 +196,12 @@ fn another_limit_changes_what_is_drawn_from_then_on_and_nothing_before() {
     assert_eq!((used(&ledger), daily(&ledger, &higher, 1)), (vec![4], (105, 5, 90)));
     spend(&mut ledger, &tier, 1, 2);
     assert_eq!(used(&ledger), [5]);
+    // What is taken back of another day is no matter of this one's, though it would need less by now.
+    let consumption = Consumption { cost: nanos(3), ..Consumption::default() };
+    let late = Usage { id: "late".to_owned(), user_id: user(), time: Some(at(-DAY)), consumption };
+    assert!(ledger.step(&Operation::Record(vec![late]), &higher, at(3)).is_ok());
+    assert!(correct(&mut ledger, &higher, 2, -DAY, 3));
+    assert_eq!(used(&ledger), [5]);
     // A correction gives back no more than itself, whatever the limit is by then.
     assert!(correct(&mut ledger, &higher, 1, 0, 3));
     assert_eq!(used(&ledger), [4]);

@@ -307,6 +307,9 @@ async fn grants_are_as_exact_on_many_nodes() {
     let (one, other) = two().await;
     for round in 0..5 {
         let user = format!("u{round}");
+        // The other one remembers him as he was.
+        one.put(&format!("/v1/users/{user}/caps"), json!({})).await.ok();
+        other.check(&user).await;
         give(&one, &user, "g", "0.07").await;
         assert_eq!(first(&other, &user).await, json!(["ALLOW", 0.17, 0.07, 0.17]));
         assert_eq!(admitted(&[&one, &other], &user, 40).await, 17);
