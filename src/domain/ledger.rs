@@ -212,13 +212,7 @@ impl Ledger {
     }
 
     /// A late capture books the cost all the same: it was spent.
-    fn capture(
-        &mut self,
-        hold_id: &str,
-        consumption: &Consumption,
-        catalogue: &Catalogue,
-        now: DateTime<Utc>,
-    ) -> Result<Outcome, Refusal> {
+    fn capture(&mut self, hold_id: &str, consumption: &Consumption, catalogue: &Catalogue, now: DateTime<Utc>) -> Result<Outcome, Refusal> {
         let hold = self.holds.get(hold_id).ok_or_else(|| Refusal::NoSuchHold(hold_id.to_owned()))?.clone();
         let fingerprint = consumption.fingerprint(None, None);
         match hold.end {

@@ -102,7 +102,8 @@ struct Granted {
 fn refusal(view: &View<'_>, grant: &Grant, now: DateTime<Utc>) -> Option<Problem> {
     let tier = view.standing.tier;
     if let Some(account) = view.payer.pool(&view.standing) {
-        let why = format!("the budgets of tier `{}` are those of the account `{account}`, so none is the user's own to be added to", tier.name);
+        let why =
+            format!("the budgets of tier `{}` are those of the account `{account}`, so none is the user's own to be added to", tier.name);
         return Some(Problem::new(ErrorCode::BudgetIsShared, why));
     }
     let limits = &tier.budgets.limits;

@@ -195,7 +195,8 @@ fn read_user(row: &Row) -> Result<StoredUser, StoreError> {
         customer: state.map(read_state).transpose()?.unwrap_or_default(),
         caps: row.try_get::<Option<String>>("caps")?.map(|text| read_caps(&text)).transpose()?.flatten().map(Box::new),
     };
-    let (spent, entries, granted_until) = (money(row.try_get("spent")?)?, row.try_get("entries")?, row.try_get::<Option<i64>>("granted_until")?);
+    let (spent, entries, granted_until) =
+        (money(row.try_get("spent")?)?, row.try_get("entries")?, row.try_get::<Option<i64>>("granted_until")?);
     Ok(StoredUser { profile, spent, entries, granted_until: granted_until.map(from_micros).transpose()? })
 }
 

@@ -21,14 +21,16 @@ const OF_USERS: (&str, &str) = by_list!(
     "$1",
     " AND (draws.drawn IS NOT NULL OR (grants.revoked_at IS NULL AND $3 < grants.ends_at))"
 );
-const ONE: &str = "SELECT grant_id, period, amount, used, ends_at, reason, created_at, revoked_at FROM grants WHERE user_id = $1 AND grant_id = $2";
+const ONE: &str =
+    "SELECT grant_id, period, amount, used, ends_at, reason, created_at, revoked_at FROM grants WHERE user_id = $1 AND grant_id = $2";
 const PAGE: &str = "SELECT grant_id, period, amount, used, ends_at, reason, created_at, revoked_at FROM grants \
      WHERE user_id = $1 AND (created_at < $2 OR (created_at = $2 AND grant_id < $3)) ORDER BY created_at DESC, grant_id DESC LIMIT $4";
 const OPEN: &str = "SELECT COUNT(*) FROM grants WHERE user_id = $1 AND revoked_at IS NULL AND $2 < ends_at AND used < amount";
 /// The user first: a batch that draws has locked him, and waits for nobody after that.
 const TOUCH: &str = "UPDATE users SET granted_until = CASE WHEN granted_until IS NULL OR granted_until < $2 THEN $2 ELSE granted_until END, \
      version = version + 1 WHERE user_id = $1";
-const MAKE: &str = "INSERT INTO grants (user_id, grant_id, period, amount, ends_at, reason, created_at) VALUES ($1, $2, $3, $4, $5, $6, $7)";
+const MAKE: &str =
+    "INSERT INTO grants (user_id, grant_id, period, amount, ends_at, reason, created_at) VALUES ($1, $2, $3, $4, $5, $6, $7)";
 const REVOKE: &str = "UPDATE grants SET revoked_at = $3 WHERE user_id = $1 AND grant_id = $2 AND revoked_at IS NULL";
 const DRAW: &str = "INSERT INTO draws (user_id, grant_id, window_start, drawn) VALUES ($1, $2, $3, $4) \
      ON CONFLICT (user_id, grant_id, window_start) DO UPDATE SET drawn = draws.drawn + excluded.drawn";

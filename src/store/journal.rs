@@ -321,7 +321,8 @@ fn write(changes: &Changes) -> Result<String, StoreError> {
 }
 
 fn read(body: &str) -> Result<Changes, StoreError> {
-    let Body(at, entries, holds, corrections, draws) = serde_json::from_str(body).map_err(|error| corrupt(&format!("the journal: {error}")))?;
+    let Body(at, entries, holds, corrections, draws) =
+        serde_json::from_str(body).map_err(|error| corrupt(&format!("the journal: {error}")))?;
     Ok(Changes {
         at: from_micros(at)?,
         entries: entries.into_iter().map(EntryRow::read).collect::<Result<_, _>>()?,

@@ -214,7 +214,8 @@ impl Load {
     /// Grants each user so much beyond his tier's budget that never resets.
     pub async fn grant(&self, service: &Service, nanos: u64) {
         for user in 0..USERS {
-            let body = json!({"id": "g", "amount": format!("0.{nanos:09}"), "period": "total", "ends_at": "9999-01-01T00:00:00Z", "reason": "x"});
+            let body =
+                json!({"id": "g", "amount": format!("0.{nanos:09}"), "period": "total", "ends_at": "9999-01-01T00:00:00Z", "reason": "x"});
             let request = self.client.post(format!("{}/v1/users/u{user}/grants", service.url)).bearer_auth(ADMIN_KEY);
             assert_eq!(request.body(body.to_string()).send().await.unwrap().status(), 200);
         }

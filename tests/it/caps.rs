@@ -134,7 +134,10 @@ async fn a_cap_that_one_node_sets_the_very_next_check_on_every_node_sees() {
         let (writes, reads) = if round % 2 == 0 { (&one, &*other) } else { (&*other, &one) };
         assert_eq!(reads.check("u").await["action"], "ALLOW");
         set(writes, "u", json!({"daily": 0})).await;
-        assert_eq!((reads.check("u").await["reason"].clone(), writes.check("u").await["reason"].clone()), ("cap_reached".into(), "cap_reached".into()));
+        assert_eq!(
+            (reads.check("u").await["reason"].clone(), writes.check("u").await["reason"].clone()),
+            ("cap_reached".into(), "cap_reached".into())
+        );
         assert_eq!(reads.post("/v1/holds", hold(&format!("h{round}"), "u", "0.01")).await.ok()["hold"], Value::Null);
         set(writes, "u", json!({})).await;
     }
@@ -156,7 +159,8 @@ async fn caps_are_audited_and_bad_ones_are_refused_by_field() {
         set(app, "u", json!({"weekly": 2, "daily": null})).await;
         let changes: Vec<Value> =
             app.column("SELECT change FROM audit ORDER BY seq").await.iter().map(|change| serde_json::from_str(change).unwrap()).collect();
-        let expected = [json!({"caps": {"from": {}, "to": {"daily": "0.5"}}}), json!({"caps": {"from": {"daily": "0.5"}, "to": {"weekly": "2"}}})];
+        let expected =
+            [json!({"caps": {"from": {}, "to": {"daily": "0.5"}}}), json!({"caps": {"from": {"daily": "0.5"}, "to": {"weekly": "2"}}})];
         assert_eq!(changes, expected);
     })
     .await;

@@ -50,9 +50,15 @@ async fn a_grant_adds_to_the_budget_until_it_is_used_up_and_not_each_day() {
         );
         assert_eq!(first(app, "u").await, json!(["ALLOW", 0.15, 0.05, 0.05]));
         app.spend("b", "u", "0.02").await;
-        assert_eq!((first(app, "u").await, grants(app, "u").await), (json!(["WARN", 0.15, 0.05, 0.03]), json!({"g": [0.02, 0.03, "open"]})));
+        assert_eq!(
+            (first(app, "u").await, grants(app, "u").await),
+            (json!(["WARN", 0.15, 0.05, 0.03]), json!({"g": [0.02, 0.03, "open"]}))
+        );
         app.restart().await;
-        assert_eq!((first(app, "u").await, grants(app, "u").await), (json!(["WARN", 0.15, 0.05, 0.03]), json!({"g": [0.02, 0.03, "open"]})));
+        assert_eq!(
+            (first(app, "u").await, grants(app, "u").await),
+            (json!(["WARN", 0.15, 0.05, 0.03]), json!({"g": [0.02, 0.03, "open"]}))
+        );
         app.set_clock("2026-01-13T12:00:00Z");
         assert_eq!(first(app, "u").await, json!(["ALLOW", 0.13, 0.03, 0.13]));
         app.spend("c", "u", "0.15").await;
@@ -127,7 +133,10 @@ async fn a_correction_gives_back_what_the_window_drew() {
             app.post("/v1/corrections", correction).await.ok()
         };
         correct("c", "0.03", "2026-01-12T12:00:00Z").await;
-        assert_eq!((first(app, "u").await, grants(app, "u").await), (json!(["ALLOW", 0.15, 0.05, 0.04]), json!({"g": [0.01, 0.04, "open"]})));
+        assert_eq!(
+            (first(app, "u").await, grants(app, "u").await),
+            (json!(["ALLOW", 0.15, 0.05, 0.04]), json!({"g": [0.01, 0.04, "open"]}))
+        );
         correct("c", "0.03", "2026-01-12T12:00:00Z").await;
         assert_eq!(grants(app, "u").await, json!({"g": [0.01, 0.04, "open"]}), "a repeat gives back nothing more");
         // A window that has closed keeps what it drew.

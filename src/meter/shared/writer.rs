@@ -225,7 +225,8 @@ impl Shared {
         let (mut payers, mut known) = (HashMap::with_capacity(whom.len()), HashMap::with_capacity(whom.len()));
         for user in whom {
             // Of a grant that may be drawn on it must be known what is left.
-            let only_adds = |payer: &Payer| payer.profile.account.is_none() && payer.grants.as_ref().is_none_or(|grants| !grants.may_draw(now));
+            let only_adds =
+                |payer: &Payer| payer.profile.account.is_none() && payer.grants.as_ref().is_none_or(|grants| !grants.may_draw(now));
             let Some(found) = self.known(&user, |_| true, generation, now).filter(|found| only_adds(&found.value)) else {
                 return Ok(None);
             };

@@ -129,12 +129,7 @@ const TABLES: [Declared; 17] = [
         rest: &[text("period"), int("amount"), int("used"), int("ends_at"), text("reason"), int("created_at"), int("revoked_at")],
         sums: &["amount", "used"],
     },
-    Declared {
-        name: "draws",
-        key: &[text("user_id"), text("grant_id"), int("window_start")],
-        rest: &[int("drawn")],
-        sums: &["drawn"],
-    },
+    Declared { name: "draws", key: &[text("user_id"), text("grant_id"), int("window_start")], rest: &[int("drawn")], sums: &["drawn"] },
     Declared {
         name: "inbox",
         key: &[int("seq")],
