@@ -9,7 +9,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use spendgate::domain::book::{Book, SpentByDay};
 use spendgate::domain::catalogue::Policy;
 use spendgate::domain::changes::{sums, sums_of_all};
-use spendgate::domain::decide::{Budget, Scope, decide};
+use spendgate::domain::decide::{Budget, Scope, Source, decide};
 use spendgate::domain::ledger::{Ledger, Payer};
 use spendgate::domain::money::Money;
 use spendgate::domain::operation::{Operation, Usage, Used};
@@ -23,7 +23,10 @@ fn benches(criterion: &mut Criterion) {
     let budget = |period: Period| Budget {
         scope: Scope::User,
         period,
+        source: Source::Tier,
         limit: Money::parse("20").unwrap(),
+        granted: Money::ZERO,
+        fresh_limit: Money::parse("20").unwrap(),
         spent: Money::parse("7.5").unwrap(),
         held: Money::ZERO,
         window: period.window(now, None),
@@ -51,7 +54,7 @@ fn benches(criterion: &mut Criterion) {
     let batch: Vec<Operation> = (0..64).map(record).collect();
     let book = || Book::new(now, &SpentByDay::new(), Money::ZERO, []);
     let payers: HashMap<UserId, Payer> = (0..16)
-        .map(|number| (user(number), Payer { profile: Profile::default().shared(), exists: true, entries: 0, book: book() }))
+        .map(|number| (user(number), Payer { profile: Profile::default().shared(), exists: true, entries: 0, book: book(), grants: None }))
         .collect();
     criterion.bench_function("ledger/64 steps and their sums", |bencher| {
         bencher.iter(|| {
@@ -65,6 +68,7 @@ fn benches(criterion: &mut Criterion) {
                 entries: Vec::new(),
                 touched_holds: BTreeSet::new(),
                 corrections: Vec::new(),
+                draws: Vec::new(),
             };
             let done = batch.iter().filter(|operation| ledger.step(black_box(operation), &catalogue, now).is_ok()).count();
             (done, sums(&ledger.entries).len(), sums_of_all(&ledger.entries).len())

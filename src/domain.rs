@@ -2,11 +2,13 @@
 //! of HTTP, SQL or Stripe's field names.
 
 pub mod book;
+pub mod caps;
 pub mod catalogue;
 pub mod changes;
 pub mod cost;
 pub mod decide;
 pub mod glob;
+pub mod grants;
 pub mod judge;
 pub mod ledger;
 pub mod litellm;

@@ -4,10 +4,12 @@ mod accounts;
 pub mod auth;
 mod body;
 mod call;
+mod caps;
 mod corrections;
 mod enforcement;
 pub mod error;
 mod events;
+mod grants;
 mod health;
 mod holds;
 mod page;
@@ -28,7 +30,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::http::{Method, Request};
 use axum::response::Response;
-use axum::routing::{get, post, put};
+use axum::routing::{delete, get, post, put};
 use chrono::{DateTime, Utc};
 use hyper::body::Incoming;
 use hyper::service::Service;
@@ -147,6 +149,9 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/users", get(users::list))
         .route("/v1/users/{user_id}", get(users::show).put(users::change))
         .route("/v1/users/{user_id}/usage", get(usage::list))
+        .route("/v1/users/{user_id}/caps", get(caps::show).put(caps::change))
+        .route("/v1/users/{user_id}/grants", get(grants::list).post(grants::create))
+        .route("/v1/users/{user_id}/grants/{grant_id}", delete(grants::revoke))
         .route("/v1/accounts/{account_id}", get(accounts::show).put(accounts::change))
         .route("/v1/accounts/{account_id}/users/{user_id}", put(accounts::join).delete(accounts::leave))
         .route("/v1/tiers", get(tiers::list))

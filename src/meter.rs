@@ -49,7 +49,7 @@ const DEADLINE: Duration = Duration::from_secs(10);
 pub struct View<'c> {
     pub payer: Arc<Payer>,
     pub standing: Standing<'c>,
-    /// Those of his tier, then those of all users together.
+    /// Those of his tier and his own caps, then those of all users together.
     pub budgets: Vec<Budget>,
 }
 
@@ -293,6 +293,7 @@ impl Meter {
         let standing = payer.profile.standing(&self.catalogue, now);
         let budgets = match payer.pool(&standing) {
             None => payer.budgets(None, &standing, now),
+            Some(_) if !payer.counts_caps(&standing, now) => None,
             Some(account) => Some(self.budgets_of_account(shown, account, &payer, &standing, now).await?),
         };
         let Some(mut budgets) = budgets else { return Ok(None) };

@@ -5,6 +5,7 @@ mod address;
 mod backend;
 pub mod batch;
 pub mod copy;
+pub mod grants;
 pub mod holds;
 pub mod inbox;
 pub mod journal;

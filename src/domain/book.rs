@@ -8,7 +8,7 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 
 use super::catalogue::Budgets;
-use super::decide::Budget;
+use super::decide::{Budget, Scope, Source};
 use super::ledger::day;
 use super::money::Money;
 use super::period::{BillingPeriod, Period, Window};
@@ -122,8 +122,10 @@ impl Book {
         let one = |(period, limit): (&Period, &Money)| {
             let window = period.window(now, billing);
             let spent = self.spent(*period, window)?;
-            let (scope, limit) = (budgets.scope, limit.times(seats));
-            Some(Budget { scope, period: *period, limit, spent, held, window, thresholds: budgets.thresholds })
+            let (scope, limit, thresholds) = (budgets.scope, limit.times(seats), budgets.thresholds);
+            let source = if scope == Scope::Global { Source::Global } else { Source::Tier };
+            let (granted, fresh_limit) = (Money::ZERO, limit);
+            Some(Budget { scope, period: *period, source, limit, granted, fresh_limit, spent, held, window, thresholds })
         };
         budgets.limits.iter().map(one).collect()
     }
@@ -217,7 +219,6 @@ impl Rest {
 mod tests {
     use super::*;
     use crate::domain::catalogue::Policy;
-    use crate::domain::decide::Scope;
 
     fn at(seconds: i64) -> DateTime<Utc> {
         DateTime::from_timestamp(1_768_219_200 + seconds, 0).unwrap_or_default()

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use chrono::{DateTime, Utc};
 
+use super::grants::Draw;
 use super::ledger::day;
 use super::operation::{Correction, Entry, EntryKind, Hold};
 use super::user::{AccountId, UserId};
@@ -17,6 +18,8 @@ pub struct Changes {
     /// The holds that were made or changed, as they stand after it.
     pub holds: Vec<Hold>,
     pub corrections: Vec<Correction>,
+    /// What entries drew on grants, or gave back.
+    pub draws: Vec<Draw>,
 }
 
 impl Changes {
@@ -26,7 +29,7 @@ impl Changes {
 
     /// How many rows it makes.
     pub fn size(&self) -> usize {
-        self.entries.len() + self.holds.len() + self.corrections.len()
+        self.entries.len() + self.holds.len() + self.corrections.len() + self.draws.len()
     }
 
     /// Everybody whom it concerns; some more than once.

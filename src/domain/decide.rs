@@ -53,6 +53,8 @@ pub enum Reason {
     UnknownModel,
     /// By the price book the model costs nothing, so no budget stands in its way.
     FreeModel,
+    /// A cap of the user's own stops it, whatever his tier allows.
+    CapReached,
     /// The store could not be read, so nothing is known: fail closed.
     StoreUnavailable,
 }
@@ -67,12 +69,37 @@ pub enum Scope {
     Global,
 }
 
+/// Who set a budget. Where several bind alike, the first one is named: paying more does not lift a cap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// The user himself.
+    Cap,
+    Tier,
+    /// The operator, for all users together.
+    Global,
+}
+
+/// Which budget decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Binding {
+    pub scope: Scope,
+    pub period: Period,
+    pub source: Source,
+}
+
 /// One limit with its counters, at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
     pub scope: Scope,
     pub period: Period,
+    pub source: Source,
+    /// With what is granted.
     pub limit: Money,
+    /// What grants add to it in this window.
+    pub granted: Money,
+    /// The limit with which the next window begins, as things stand.
+    pub fresh_limit: Money,
     pub spent: Money,
     /// Promised to calls that are still running.
     pub held: Money,
@@ -116,7 +143,13 @@ impl Budget {
             None if due(self.thresholds.warn) => (Action::Warn, Reason::WarnThreshold),
             None => (Action::Allow, Reason::WithinBudget),
         };
+        let is_cap = action == Action::Block && self.source == Source::Cap;
+        let reason = if is_cap { Reason::CapReached } else { reason };
         Verdict { action, reason, budget: self, estimate }
+    }
+
+    fn binding(&self) -> Binding {
+        Binding { scope: self.scope, period: self.period, source: self.source }
     }
 
     /// The largest estimate that this budget does not block.
@@ -135,7 +168,7 @@ impl Budget {
 
     /// Whether a fresh window would let `estimate` through.
     fn fits_when_fresh(&self, estimate: Money) -> bool {
-        Self { spent: Money::ZERO, held: Money::ZERO, ..*self }.judge(estimate).action != Action::Block
+        Self { limit: self.fresh_limit, spent: Money::ZERO, held: Money::ZERO, ..*self }.judge(estimate).action != Action::Block
     }
 }
 
@@ -153,10 +186,10 @@ impl Verdict<'_> {
     }
 
     /// Which verdict binds: the most severe; among blocks the one that lasts longest, so that `retry_at` is the truth;
-    /// among others the fullest budget. What is left is told apart by scope and period, so that the order of budgets says nothing.
+    /// among others the fullest budget. What is left is told apart by scope, period and source, so that the order of budgets says nothing.
     fn order(&self, other: &Self) -> Ordering {
         let resets = |verdict: &Self| verdict.retry_at().map_or((true, None), |end| (false, Some(end)));
-        let place = |verdict: &Self| Reverse((verdict.budget.scope, verdict.budget.period));
+        let place = |verdict: &Self| Reverse(verdict.budget.binding());
         let specific = match self.action {
             Action::Block => resets(self).cmp(&resets(other)),
             Action::Allow | Action::Warn | Action::Degrade => fuller(self.budget, other.budget),
@@ -185,7 +218,7 @@ pub struct Decision {
     pub action: Action,
     pub reason: Reason,
     /// The budget that decided; `None` where none has anything to say.
-    pub binding: Option<(Scope, Period)>,
+    pub binding: Option<Binding>,
     /// One sentence for people.
     pub message: String,
     /// On BLOCK: when the binding budget resets, where waiting helps.
@@ -202,8 +235,8 @@ pub fn decide(budgets: &[Budget], estimate: Money) -> Decision {
     let budget = verdict.budget;
     let (binding, retry_at) = match verdict.action {
         Action::Allow => (None, None),
-        Action::Warn | Action::Degrade => (Some((budget.scope, budget.period)), None),
-        Action::Block => (Some((budget.scope, budget.period)), verdict.retry_at()),
+        Action::Warn | Action::Degrade => (Some(budget.binding()), None),
+        Action::Block => (Some(budget.binding()), verdict.retry_at()),
     };
     let message = message(&verdict, estimate, retry_at);
     Decision { action: verdict.action, reason: verdict.reason, binding, message, retry_at }
@@ -228,6 +261,11 @@ pub fn store_unavailable() -> Decision {
 fn message(verdict: &Verdict<'_>, estimate: Money, retry_at: Option<DateTime<Utc>>) -> String {
     let budget = verdict.budget;
     let kind = match (budget.scope, budget.period) {
+        (Scope::User, Period::Daily) if budget.source == Source::Cap => "The user's own daily cap",
+        (Scope::User, Period::Weekly) if budget.source == Source::Cap => "The user's own weekly cap",
+        (Scope::User, Period::Monthly) if budget.source == Source::Cap => "The user's own monthly cap",
+        (Scope::User, Period::Billing) if budget.source == Source::Cap => "The user's own cap of the billing period",
+        (Scope::User, Period::Total) if budget.source == Source::Cap => "The user's own total cap",
         (Scope::User, Period::Daily) => "Daily budget",
         (Scope::User, Period::Weekly) => "Weekly budget",
         (Scope::User, Period::Monthly) => "Monthly budget",
@@ -249,14 +287,16 @@ fn message(verdict: &Verdict<'_>, estimate: Money, retry_at: Option<DateTime<Utc
         None if budget.window.end.is_some() => "waiting for its reset would not help.".to_owned(),
         None => "it does not reset.".to_owned(),
     };
+    let used_up = || format!("{kind} of {limit} is used up; {}", resets());
     match verdict.reason {
         Reason::WithinBudget => "Within budget.".to_owned(),
         Reason::WarnThreshold | Reason::DegradeThreshold => {
             let permille = budget.used_permille();
             format!("{kind} of {limit} is {}.{} % used, {} left.", permille / 10, permille % 10, budget.remaining())
         }
-        Reason::BudgetExhausted => format!("{kind} of {limit} is used up; {}", resets()),
-        Reason::EstimateExceedsBudget => {
+        Reason::BudgetExhausted => used_up(),
+        Reason::CapReached if budget.remaining() == Money::ZERO => used_up(),
+        Reason::EstimateExceedsBudget | Reason::CapReached => {
             format!("{kind} of {limit} has {} left, and this request needs {estimate}; {}", budget.remaining(), resets())
         }
         // No budget says any of these.

@@ -15,7 +15,10 @@ fn budget(period: Period, policy: Policy, limit: &str, spent: &str) -> Budget {
     Budget {
         scope: Scope::User,
         period,
+        source: Source::Tier,
         limit: money(limit),
+        granted: Money::ZERO,
+        fresh_limit: money(limit),
         spent: money(spent),
         held: Money::ZERO,
         window,
@@ -74,14 +77,14 @@ fn a_block_says_when_waiting_helps() {
     assert_eq!(day.retry_at, daily.window.end);
     // Where both are used up, the later reset is the one to wait for.
     let both = decide(&[daily, monthly], Money::ZERO);
-    assert_eq!((both.binding, both.retry_at), (Some((Scope::User, Period::Monthly)), monthly.window.end));
+    assert_eq!((both.binding, both.retry_at), (Some(monthly.binding()), monthly.window.end));
     // A request that is larger than the whole limit never fits.
     let fresh = budget(Period::Daily, Policy::Strict, "0.10", "0");
     let large = decide(&[fresh], money("0.11"));
     assert_eq!((large.action, large.reason, large.retry_at), (Action::Block, Reason::EstimateExceedsBudget, None));
     // Nor does it where another budget alone would let it through tomorrow.
     let never = decide(&[fresh, monthly], money("0.11"));
-    assert_eq!((never.binding, never.retry_at), (Some((Scope::User, Period::Daily)), None));
+    assert_eq!((never.binding, never.retry_at), (Some(fresh.binding()), None));
     let total = decide(&[budget(Period::Total, Policy::Strict, "1", "1")], Money::ZERO);
     assert_eq!((total.action, total.retry_at), (Action::Block, None));
 }
@@ -111,7 +114,9 @@ fn budgets() -> impl Strategy<Value = Vec<Budget>> {
         let [warn, degrade, block] = at.map(|present| present.and_then(|_| given.next()));
         Budget {
             scope: if global { Scope::Global } else { Scope::User },
+            source: if global { Source::Global } else { Source::Tier },
             limit: nanos(limit),
+            fresh_limit: nanos(limit),
             spent: nanos(spent),
             held: nanos(held),
             thresholds: Thresholds { warn, degrade, block },

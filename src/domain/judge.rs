@@ -162,7 +162,7 @@ impl Judge<'_> {
 
     fn judgement(&self, decision: Decision, estimate: Estimate, model: Option<&str>) -> Judgement {
         let max_affordable_output_tokens = match (decision.action, decision.reason) {
-            (Action::Degrade, _) | (Action::Block, Reason::EstimateExceedsBudget) => self.most_output(model),
+            (Action::Degrade, _) | (Action::Block, Reason::EstimateExceedsBudget | Reason::CapReached) => self.most_output(model),
             (Action::Allow | Action::Warn | Action::Block, _) => None,
         };
         let (estimate, is_unpriced) = (estimate.amount(), estimate == Estimate::Flagged);

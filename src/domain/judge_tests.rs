@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::domain::catalogue::Percent;
-use crate::domain::decide::Scope;
+use crate::domain::decide::{Scope, Source};
 use crate::domain::period::Period;
 use crate::domain::{prices_file, tiers_file};
 
@@ -29,7 +29,10 @@ fn budgets(catalogue: &Catalogue, spent: &str) -> Vec<Budget> {
     vec![Budget {
         scope: Scope::User,
         period: Period::Daily,
+        source: Source::Tier,
         limit,
+        granted: Money::ZERO,
+        fresh_limit: limit,
         spent: money(spent),
         held: Money::ZERO,
         window,

@@ -11,6 +11,7 @@ use super::catalogue::Catalogue;
 use super::changes::Changes;
 use super::cost::{self, Unpriced};
 use super::decide::{Action, Budget, Reason, Scope, most};
+use super::grants::{Draw, Grants};
 use super::judge::{Ask, judge};
 use super::money::Money;
 use super::operation::{
@@ -28,6 +29,8 @@ pub struct Payer {
     pub exists: bool,
     pub entries: i64,
     pub book: Book,
+    /// Boxed, since most users have none.
+    pub grants: Option<Box<Grants>>,
 }
 
 impl Payer {
@@ -36,15 +39,55 @@ impl Payer {
         self.profile.account.as_ref().filter(|_| standing.tier.budgets.scope == Scope::Account)
     }
 
-    /// The budgets of his tier at `now`, filled by what `pool` counts, or by his own spend; `None` where the store must be asked. A
-    /// user who stands alone is an account by himself.
+    /// The budgets of his tier at `now`, filled by what `pool` counts, or by his own spend and raised by what he was granted; then his own
+    /// caps, filled by his own spend. `None` where the store must be asked. A user who stands alone is an account by himself.
     pub fn budgets(&self, pool: Option<&Book>, standing: &Standing<'_>, now: DateTime<Utc>) -> Option<Vec<Budget>> {
-        pool.unwrap_or(&self.book).budgets(&standing.tier.budgets, standing.seats, standing.grant.billing, now)
+        let billing = standing.grant.billing;
+        let mut budgets = pool.unwrap_or(&self.book).budgets(&standing.tier.budgets, standing.seats, billing, now)?;
+        if let Some(grants) = self.grants.as_ref().filter(|_| pool.is_none()) {
+            grants.raise(&mut budgets, now);
+        }
+        if let Some(caps) = &self.profile.caps {
+            budgets.extend(caps.budgets(&self.book, billing, now)?);
+        }
+        Some(budgets)
     }
 
     /// Whether `pool`, or what he spent himself, counts every window that is open at `now`.
     pub fn counts(&self, pool: Option<&Book>, standing: &Standing<'_>, now: DateTime<Utc>) -> bool {
-        pool.unwrap_or(&self.book).counts(&standing.tier.budgets, standing.grant.billing, now)
+        pool.unwrap_or(&self.book).counts(&standing.tier.budgets, standing.grant.billing, now) && self.counts_caps(standing, now)
+    }
+
+    /// Whether what he spent himself counts every window of his own caps that is open at `now`.
+    pub fn counts_caps(&self, standing: &Standing<'_>, now: DateTime<Utc>) -> bool {
+        self.profile.caps.as_ref().is_none_or(|caps| caps.are_counted(&self.book, standing.grant.billing, now))
+    }
+
+    /// What an entry that is in his book by now draws on his grants, or gives back.
+    fn draws(&mut self, entry: &Entry, catalogue: &Catalogue, now: DateTime<Utc>) -> Vec<Draw> {
+        if self.grants.is_none() {
+            return Vec::new();
+        }
+        let profile = self.profile.clone();
+        let standing = profile.standing(catalogue, now);
+        // Where the budgets are the account's, grants wait until they are his own.
+        if self.pool(&standing).is_some() {
+            return Vec::new();
+        }
+        // His book counts these windows: whoever loads him sees to it.
+        let limits = &standing.tier.budgets;
+        let budgets = self.book.budgets(limits, standing.seats, standing.grant.billing, now).unwrap_or_default();
+        let (user, amount, time) = (&entry.user_id, entry.consumption.cost, entry.booked.time);
+        let mut draws = Vec::new();
+        if let Some(grants) = &mut self.grants {
+            for budget in budgets.iter().filter(|budget| budget.window.contains(time)) {
+                draws.extend(match entry.kind {
+                    EntryKind::Usage | EntryKind::Capture => grants.draw(budget, user, now),
+                    EntryKind::Correction => grants.give_back(budget, user, amount),
+                });
+            }
+        }
+        draws
     }
 }
 
@@ -74,6 +117,8 @@ pub struct Ledger {
     /// Which holds it made or changed.
     pub touched_holds: BTreeSet<String>,
     pub corrections: Vec<Correction>,
+    /// What the entries drew on grants.
+    pub draws: Vec<Draw>,
 }
 
 impl Ledger {
@@ -85,7 +130,7 @@ impl Ledger {
             Operation::Capture { hold_id, used } => self.capture(hold_id, used, catalogue, now),
             Operation::Release { hold_id } => self.release(hold_id, now),
             Operation::Extend { hold_id, ttl } => self.extend(hold_id, *ttl, now),
-            Operation::Correct(correction) => self.correct(correction, now).map(Outcome::Corrected),
+            Operation::Correct(correction) => self.correct(correction, catalogue, now).map(Outcome::Corrected),
         }
     }
 
@@ -123,7 +168,7 @@ impl Ledger {
             receipts.push(receipt(&usage.id, &usage.user_id, booked, before.is_some()));
         }
         for entry in entries {
-            self.book(entry)?;
+            self.book(entry, catalogue, now)?;
         }
         Ok(receipts)
     }
@@ -138,7 +183,9 @@ impl Ledger {
         let budgets = self.budgets(&ask.user_id, catalogue, now)?;
         let tier = self.payer(&ask.user_id)?.profile.standing(catalogue, now).tier;
         let mut judgement = judge(catalogue, tier, &budgets, &ask.call, now);
-        if (judgement.decision.reason, ask.if_short) == (Reason::EstimateExceedsBudget, IfShort::Reduce)
+        let is_short = matches!(judgement.decision.reason, Reason::EstimateExceedsBudget | Reason::CapReached);
+        if is_short
+            && ask.if_short == IfShort::Reduce
             && let Some(left) = most(&budgets).filter(|left| *left != Money::ZERO)
         {
             // What is held for less than was asked is judged by what is held.
@@ -195,7 +242,7 @@ impl Ledger {
         let hold = self.end_hold(hold, end)?;
         let booked = Booked { fingerprint, cost: consumption.cost, time: now, recorded_at: now };
         let (id, user_id, account) = (hold_id.to_owned(), hold.user_id.clone(), hold.account.clone());
-        self.book(Entry { kind: EntryKind::Capture, id, user_id, account, consumption, booked })?;
+        self.book(Entry { kind: EntryKind::Capture, id, user_id, account, consumption, booked }, catalogue, now)?;
         Ok(Outcome::Ended { hold: Box::new(hold), repeated: false })
     }
 
@@ -228,7 +275,7 @@ impl Ledger {
         Ok(Outcome::Extended(Box::new(hold)))
     }
 
-    fn correct(&mut self, correction: &Correction, now: DateTime<Utc>) -> Result<Receipt, Refusal> {
+    fn correct(&mut self, correction: &Correction, catalogue: &Catalogue, now: DateTime<Utc>) -> Result<Receipt, Refusal> {
         let (consumption, fingerprint) = (correction.consumption(), correction.fingerprint());
         let key = (EntryKind::Correction, correction.id.clone());
         if let Some(booked) = self.booked.get(&key) {
@@ -240,7 +287,7 @@ impl Ledger {
         let account = self.corrected_account(correction)?;
         let booked = Booked { fingerprint, cost: correction.amount, time: correction.time, recorded_at: now };
         let (id, user_id) = (correction.id.clone(), correction.user_id.clone());
-        self.book(Entry { kind: EntryKind::Correction, id, user_id, account, consumption, booked })?;
+        self.book(Entry { kind: EntryKind::Correction, id, user_id, account, consumption, booked }, catalogue, now)?;
         self.corrections.push(correction.clone());
         Ok(receipt(&correction.id, &correction.user_id, booked, false))
     }
@@ -303,7 +350,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// The budgets of the user's tier, then those of all users together.
+    /// The budgets of the user's tier and his own caps, then those of all users together.
     fn budgets(&self, user: &UserId, catalogue: &Catalogue, now: DateTime<Utc>) -> Result<Vec<Budget>, Refusal> {
         let payer = self.payer(user)?;
         let standing = payer.profile.standing(catalogue, now);
@@ -324,7 +371,7 @@ impl Ledger {
     }
 
     /// The caller has seen that it fits.
-    fn book(&mut self, entry: Entry) -> Result<(), Refusal> {
+    fn book(&mut self, entry: Entry, catalogue: &Catalogue, now: DateTime<Utc>) -> Result<(), Refusal> {
         let (cost, time) = (entry.consumption.cost, entry.booked.time);
         self.in_each_book(&entry.user_id, entry.account.as_ref(), |book| match entry.kind {
             EntryKind::Usage | EntryKind::Capture => book.add(cost, time),
@@ -333,6 +380,7 @@ impl Ledger {
         if let Some(payer) = self.payers.get_mut(&entry.user_id) {
             payer.exists = true;
             payer.entries += 1;
+            self.draws.extend(payer.draws(&entry, catalogue, now));
         }
         self.booked.insert((entry.kind, entry.id.clone()), entry.booked);
         self.entries.push(entry);
@@ -342,7 +390,8 @@ impl Ledger {
     /// What is to be written, if anything is.
     pub fn changes(&self, at: DateTime<Utc>) -> Changes {
         let holds = self.touched_holds.iter().filter_map(|id| self.holds.get(id)).cloned().collect();
-        Changes { at, entries: self.entries.clone(), holds, corrections: self.corrections.clone() }
+        let (entries, corrections, draws) = (self.entries.clone(), self.corrections.clone(), self.draws.clone());
+        Changes { at, entries, holds, corrections, draws }
     }
 }
 

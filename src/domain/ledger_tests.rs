@@ -31,7 +31,7 @@ fn catalogue() -> Catalogue {
 
 fn ledger() -> Ledger {
     let book = || Book::new(at(0), &SpentByDay::new(), Money::ZERO, []);
-    let payer = || Payer { profile: Profile::default().shared(), exists: false, entries: 0, book: book() };
+    let payer = || Payer { profile: Profile::default().shared(), exists: false, entries: 0, book: book(), grants: None };
     Ledger {
         booked: HashMap::new(),
         holds: HashMap::new(),
@@ -42,6 +42,7 @@ fn ledger() -> Ledger {
         entries: Vec::new(),
         touched_holds: BTreeSet::new(),
         corrections: Vec::new(),
+        draws: Vec::new(),
     }
 }
 

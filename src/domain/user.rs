@@ -7,6 +7,7 @@ use std::sync::{Arc, LazyLock};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
+use super::caps::Caps;
 use super::catalogue::{Catalogue, Tier};
 use super::subscription::{Customer, Grant};
 
@@ -106,6 +107,8 @@ pub struct Profile {
     /// His account's, where it has one; else his own.
     pub stripe_customer: Option<String>,
     pub customer: Customer,
+    /// Boxed, since most users have none.
+    pub caps: Option<Box<Caps>>,
 }
 
 /// Where a tier comes from.

@@ -252,6 +252,26 @@ impl<S: Sync + Send> FromRequestParts<S> for MemberPath {
     }
 }
 
+/// The `{user_id}` and the `{grant_id}` of a path.
+#[derive(Debug)]
+pub struct GrantPath(pub UserId, pub String);
+
+impl<S: Sync + Send> FromRequestParts<S> for GrantPath {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let Path((user, grant)) = Path::<(String, String)>::from_request_parts(parts, state)
+            .await
+            .map_err(|_| Problem::new(ErrorCode::NotFound, "the path is not percent-encoded UTF-8"))?;
+        // No id of anything has one, and Postgres cannot be asked for it.
+        if grant.chars().any(char::is_control) {
+            return Err(Problem::new(ErrorCode::NotFound, "the path has a control character"));
+        }
+        let user = UserId::parse(&user).map_err(|error| Problem::invalid("user_id", error))?;
+        Ok(Self(user, grant))
+    }
+}
+
 /// A name that a caller chose: 1 to 255 bytes without control characters.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]

@@ -31,6 +31,7 @@ pub enum ErrorCode {
     EventNotFound,
     AccountNotFound,
     PriceNotFound,
+    GrantNotFound,
     MethodNotAllowed,
     BodyTimeout,
     BodyTooLarge,
@@ -38,6 +39,8 @@ pub enum ErrorCode {
     HoldNotFound,
     HoldEnded,
     CustomerBound,
+    BudgetIsShared,
+    TooManyGrants,
     SignatureMissing,
     SignatureInvalid,
     SignatureStale,
@@ -60,12 +63,16 @@ impl ErrorCode {
             }
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::ForbiddenScope => StatusCode::FORBIDDEN,
-            Self::NotFound | Self::EventNotFound | Self::AccountNotFound | Self::PriceNotFound | Self::HoldNotFound | Self::LinkInvalid => {
-                StatusCode::NOT_FOUND
-            }
+            Self::NotFound
+            | Self::EventNotFound
+            | Self::AccountNotFound
+            | Self::PriceNotFound
+            | Self::GrantNotFound
+            | Self::HoldNotFound
+            | Self::LinkInvalid => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
-            Self::IdReused | Self::HoldEnded | Self::CustomerBound => StatusCode::CONFLICT,
+            Self::IdReused | Self::HoldEnded | Self::CustomerBound | Self::BudgetIsShared | Self::TooManyGrants => StatusCode::CONFLICT,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::MissingField | Self::UnknownField | Self::InvalidField | Self::UnknownModel => StatusCode::UNPROCESSABLE_ENTITY,
             Self::StripeNotAsked => StatusCode::CONFLICT,
@@ -88,6 +95,7 @@ impl ErrorCode {
             Self::EventNotFound => "No such event was received",
             Self::AccountNotFound => "There is no such account",
             Self::PriceNotFound => "The model has no price",
+            Self::GrantNotFound => "There is no such grant",
             Self::MethodNotAllowed => "The path does not take this method",
             Self::BodyTimeout => "The body did not arrive in time",
             Self::BodyTooLarge => "The body is too large",
@@ -95,6 +103,8 @@ impl ErrorCode {
             Self::HoldEnded => "The hold has ended",
             Self::IdReused => "The id was used before with another body",
             Self::CustomerBound => "The Stripe customer is bound to somebody else",
+            Self::BudgetIsShared => "The budget is not the user's own",
+            Self::TooManyGrants => "The user has too many open grants",
             Self::SignatureMissing => "The delivery is not signed",
             Self::SignatureInvalid => "The delivery's signature does not match",
             Self::SignatureStale => "The delivery's signature is too old or too new",

@@ -9,7 +9,7 @@ use std::io::Write;
 
 use super::App;
 use crate::domain::catalogue::Tier;
-use crate::domain::decide::{Action, Budget, Decision, Reason, Scope, store_unavailable};
+use crate::domain::decide::{Action, Binding, Budget, Decision, Reason, Scope, Source, store_unavailable};
 use crate::domain::judge::{Ask, Judgement, judge};
 use crate::domain::money::Money;
 use crate::domain::period::{Period, with_rfc3339};
@@ -55,7 +55,12 @@ impl Serialize for Permille {
 pub struct BudgetView {
     scope: Scope,
     period: Period,
+    source: Source,
+    /// With what is granted.
     limit: Money,
+    /// What grants add to it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    granted: Option<Money>,
     spent: Money,
     held: Money,
     remaining: Money,
@@ -68,7 +73,9 @@ impl From<&Budget> for BudgetView {
         Self {
             scope: budget.scope,
             period: budget.period,
+            source: budget.source,
             limit: budget.limit,
+            granted: Some(budget.granted).filter(|granted| *granted != Money::ZERO),
             spent: budget.spent,
             held: budget.held,
             remaining: budget.remaining(),
@@ -76,13 +83,6 @@ impl From<&Budget> for BudgetView {
             resets_at: budget.window.end.map(Moment),
         }
     }
-}
-
-/// The budget that decided.
-#[derive(Clone, Copy, Debug, Serialize)]
-struct Binding {
-    scope: Scope,
-    period: Period,
 }
 
 /// What the user would have for more money.
@@ -149,7 +149,7 @@ impl<'c> DecisionView<'c> {
             tier: &tier.name,
             action: decision.action,
             reason: decision.reason,
-            binding: decision.binding.map(|(scope, period)| Binding { scope, period }),
+            binding: decision.binding,
             message: decision.message,
             budgets: budgets.iter().map(BudgetView::from).collect(),
             model,
@@ -208,8 +208,9 @@ struct More<'c> {
 impl<'c> More<'c> {
     fn of(app: &'c App, user: &UserId, standing: &Standing<'c>, decision: &Decision, model: Option<&str>) -> Self {
         let tier = standing.tier;
-        // No tier lifts a budget of all users together, so nobody is sent to pay for one.
-        let own = decision.binding.is_some_and(|(scope, _)| matches!(scope, Scope::User | Scope::Account));
+        // No tier lifts a budget of all users together, nor the user's own cap, so nobody is sent to pay for one.
+        let source = decision.binding.map(|binding| binding.source);
+        let own = source == Some(Source::Tier);
         let lacks_model = decision.reason == Reason::ModelNotInTier;
         // Whoever did not pay has the tier back once he does; only a link of ours leads to where that is done.
         let owed = standing.grant.owed.filter(|owed| tier.rank < owed.rank && leads_on(app));
@@ -226,6 +227,7 @@ impl<'c> More<'c> {
                 upgrade: Some(Upgrade { tier: &next.name, monthly_price: next.monthly_price, budgets: &next.budgets.limits }),
                 contact_url: None,
             },
+            (Action::Block, None) if source == Some(Source::Cap) => Self::default(),
             (Action::Block, None) => Self { contact_url: app.catalogue.contact_url.as_deref(), ..Self::default() },
             (Action::Allow | Action::Warn | Action::Degrade, _) => Self::default(),
         }

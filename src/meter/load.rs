@@ -10,7 +10,7 @@ use crate::domain::ledger::Payer;
 use crate::domain::period::{BillingPeriod, Period};
 use crate::domain::user::{AccountId, UserId};
 use crate::store::ledger::Spender;
-use crate::store::{Connection, StoreError, accounts, holds, ledger};
+use crate::store::{Connection, StoreError, accounts, grants, holds, ledger};
 
 /// Every one of `users` at `now`, also those whom nobody knows.
 pub async fn payers(
@@ -23,6 +23,7 @@ pub async fn payers(
     let (first, end) = days_of_calendar(now);
     let mut days = ledger::days(db, users, first, end).await?;
     let mut open = holds::open(db, users, now).await?;
+    let mut granted = grants::of_users(db, &stored, first, now).await?;
     let mut payers = HashMap::with_capacity(users.len());
     for user in users {
         if payers.contains_key(user) {
@@ -32,7 +33,8 @@ pub async fn payers(
         let stored = stored.remove(user).unwrap_or_default();
         let days = days.remove(user).unwrap_or_default();
         let mut book = Book::new(now, &days, stored.spent, open.remove(user).unwrap_or_default());
-        if catalogue.uses(Period::Billing) {
+        let caps = stored.profile.caps.as_ref();
+        if catalogue.uses(Period::Billing) || caps.is_some_and(|caps| caps.limits().contains_key(&Period::Billing)) {
             let billing = stored.profile.standing(catalogue, now).grant.billing;
             let window = Period::Billing.window(now, billing);
             // Without a subscription it is the calendar's month.
@@ -43,7 +45,8 @@ pub async fn payers(
             };
             book.count_billing(window, spent);
         }
-        payers.insert(user.clone(), Payer { profile: stored.profile.shared(), exists, entries: stored.entries, book });
+        let (profile, entries, grants) = (stored.profile.shared(), stored.entries, granted.remove(user).map(Box::new));
+        payers.insert(user.clone(), Payer { profile, exists, entries, book, grants });
     }
     Ok(payers)
 }

@@ -304,7 +304,7 @@ impl Shared {
         if self.catalogue.uses(Period::Billing) {
             book.count_billing(Period::Billing.window(now, None), Money::ZERO);
         }
-        Payer { profile: Arc::<crate::domain::user::Profile>::default(), exists: false, entries: 0, book }
+        Payer { profile: Arc::<crate::domain::user::Profile>::default(), exists: false, entries: 0, book, grants: None }
     }
 }
 

@@ -328,7 +328,7 @@ impl Writer {
             },
         };
         let booked = self.booked(batch).await?;
-        let (entries, touched_holds, corrections) = (Vec::new(), BTreeSet::new(), Vec::new());
-        Ok(Ledger { booked, holds, payers, accounts, all, days, entries, touched_holds, corrections })
+        let (entries, touched_holds, corrections, draws) = (Vec::new(), BTreeSet::new(), Vec::new(), Vec::new());
+        Ok(Ledger { booked, holds, payers, accounts, all, days, entries, touched_holds, corrections, draws })
     }
 }

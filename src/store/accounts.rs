@@ -1,12 +1,14 @@
 //! Users, the Stripe customers that are bound to them, and what operators changed by hand.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use chrono::{DateTime, Utc};
 
 use super::backend::by_list;
 use super::{Connection, Row, StoreError, corrupt, from_micros, list, micros};
+use crate::domain::caps::Caps;
 use crate::domain::money::Money;
+use crate::domain::period::Period;
 use crate::domain::subscription::Customer;
 use crate::domain::user::{AccountId, ManualTier, Profile, UserId};
 
@@ -17,6 +19,8 @@ pub struct StoredUser {
     /// The sum of all his usage, ever.
     pub spent: Money,
     pub entries: i64,
+    /// When the last grant ends that he was ever given; `None` where there never was one.
+    pub granted_until: Option<DateTime<Utc>>,
 }
 
 /// What is stored of one Stripe customer.
@@ -29,7 +33,7 @@ pub struct StoredCustomer {
 }
 
 const USERS: (&str, &str) = by_list!(
-    "SELECT users.user_id, users.account_id, spent, entries, manual_tier, manual_reason, manual_set_at, manual_ends_at, COALESCE(theirs.customer, his.customer) AS customer, CASE WHEN theirs.customer IS NULL THEN his.state ELSE theirs.state END AS state FROM users LEFT JOIN customers theirs ON theirs.account_id = users.account_id LEFT JOIN customers his ON his.user_id = users.user_id WHERE users.user_id",
+    "SELECT users.user_id, users.account_id, spent, entries, manual_tier, manual_reason, manual_set_at, manual_ends_at, caps, granted_until, COALESCE(theirs.customer, his.customer) AS customer, CASE WHEN theirs.customer IS NULL THEN his.state ELSE theirs.state END AS state FROM users LEFT JOIN customers theirs ON theirs.account_id = users.account_id LEFT JOIN customers his ON his.user_id = users.user_id WHERE users.user_id",
     "$1",
     ""
 );
@@ -37,6 +41,7 @@ const USER_IDS: &str = "SELECT user_id FROM users WHERE $1 < user_id ORDER BY us
 const MEET: &str = "INSERT INTO users (user_id, created_at) VALUES ($1, $2) ON CONFLICT (user_id) DO NOTHING";
 const SET_TIER: &str = "UPDATE users SET manual_tier = $2, manual_reason = $3, manual_set_at = $4, manual_ends_at = $5, version = version + 1 \
      WHERE user_id = $1";
+const SET_CAPS: &str = "UPDATE users SET caps = $2, version = version + 1 WHERE user_id = $1";
 const CUSTOMER: &str = "SELECT account_id, user_id, state FROM customers WHERE customer = $1";
 const CUSTOMER_OF: &str = "SELECT customer FROM customers WHERE user_id = $1";
 const CUSTOMER_OF_ACCOUNT: &str = "SELECT customer FROM customers WHERE account_id = $1";
@@ -73,6 +78,14 @@ pub async fn set_manual_tier(db: &mut Connection, user: &UserId, manual: Option<
     let query = db.query(SET_TIER).bind(user.as_str()).bind(manual.map(|manual| &manual.tier)).bind(manual.map(|manual| &manual.reason));
     let query = query.bind(manual.map(|manual| micros(manual.set_at))).bind(manual.and_then(|manual| manual.ends_at).map(micros));
     query.execute().await?;
+    Ok(())
+}
+
+/// Sets the caps of a known user; `None` clears them.
+pub async fn set_caps(db: &mut Connection, user: &UserId, caps: Option<&Caps>) -> Result<(), StoreError> {
+    let nanos = |caps: &Caps| caps.limits().iter().map(|(period, limit)| (*period, limit.nanos())).collect::<BTreeMap<Period, i64>>();
+    let text = caps.map(|caps| serde_json::to_string(&nanos(caps))).transpose().map_err(|error| corrupt(&error.to_string()))?;
+    db.query(SET_CAPS).bind(user.as_str()).bind(text).execute().await?;
     Ok(())
 }
 
@@ -180,8 +193,17 @@ fn read_user(row: &Row) -> Result<StoredUser, StoreError> {
         account: account.map(account_id).transpose()?,
         stripe_customer: row.try_get("customer")?,
         customer: state.map(read_state).transpose()?.unwrap_or_default(),
+        caps: row.try_get::<Option<String>>("caps")?.map(|text| read_caps(&text)).transpose()?.flatten().map(Box::new),
     };
-    Ok(StoredUser { profile, spent: money(row.try_get("spent")?)?, entries: row.try_get("entries")? })
+    let (spent, entries, granted_until) =
+        (money(row.try_get("spent")?)?, row.try_get("entries")?, row.try_get::<Option<i64>>("granted_until")?);
+    Ok(StoredUser { profile, spent, entries, granted_until: granted_until.map(from_micros).transpose()? })
+}
+
+fn read_caps(text: &str) -> Result<Option<Caps>, StoreError> {
+    let nanos: BTreeMap<Period, i64> = serde_json::from_str(text).map_err(|error| corrupt(&error.to_string()))?;
+    let limits = nanos.into_iter().map(|(period, nanos)| Ok::<_, StoreError>((period, money(nanos)?)));
+    Ok(Caps::new(limits.collect::<Result<_, _>>()?))
 }
 
 fn read_state(state: String) -> Result<Customer, StoreError> {

@@ -13,7 +13,7 @@ use sqlx::postgres::{PgConnection, PgRow};
 
 use super::accounts::{account_id, user_id};
 use super::ledger::{id_hash, kind_name};
-use super::{Backend, Connection, StoreError, micros};
+use super::{Backend, Connection, StoreError, grants, micros};
 use crate::domain::book::SpentByDay;
 use crate::domain::changes::{Changes, sums, sums_of_accounts, sums_of_all};
 use crate::domain::money::Money;
@@ -65,7 +65,7 @@ const ALL: &str = "SELECT day, CAST(LEAST(SUM(spent), 9223372036854775807) AS BI
 /// Rows of one day's sum; as many nodes commit side by side.
 const SLOTS: i64 = 16;
 
-/// What every batch writes, with the parameters up to $28. `$known` says which of the users it concerns it knows.
+/// What every batch writes, with the parameters up to $28. `$known` says of which of the users it concerns it knows what it must.
 macro_rules! write {
     ($known:literal, $more:literal, $detail:literal) => {
         concat!(
@@ -95,7 +95,7 @@ macro_rules! write {
     };
 }
 
-const ADD: &str = write!(" AND users.account_id IS NULL", "", "$29");
+const ADD: &str = write!(" AND users.account_id IS NULL AND (users.granted_until IS NULL OR users.granted_until <= $29)", "", "$30");
 const WRITE: &str = write!(
     "",
     "of_accounts AS (INSERT INTO spend_by_day_of_account (account_id, day, spent, entries) \
@@ -198,6 +198,7 @@ pub async fn write(
     let versions = write_entries(db, changes, Some(before), slot).await?;
     let db = postgres(db)?;
     write_holds(db, changes, before).await?;
+    grants::draw_locked(db, &changes.draws).await?;
     for correction in &changes.corrections {
         let change = json!({"correction": correction.id, "amount": correction.amount.decimal(), "model": correction.model});
         let query = sqlx::query(AUDIT).bind(micros(changes.at)).bind(&correction.key_id).bind(correction.user_id.as_str());
@@ -206,13 +207,13 @@ pub async fn write(
     Ok(versions)
 }
 
-/// Books the usage of known users who stand alone, in one statement that is a transaction by itself: it only adds, so it need not know what
-/// it adds to. `Ok` means that it is on the disk. A conflict where one of them is new or has an account by now.
+/// Books the usage of known users who stand alone and have no open grants, in one statement that is a transaction by itself: it only adds, so it need not know what
+/// it adds to. `Ok` means that it is on the disk. A conflict where one of them is new, or has an account or a grant by now.
 pub async fn add(db: &mut Connection, changes: &Changes, slot: u32) -> Result<HashMap<UserId, RowVersion>, StoreError> {
     write_entries(db, changes, None, slot).await
 }
 
-/// Without `before` all users are known and stand alone.
+/// Without `before` all users are known, stand alone and have no open grants.
 async fn write_entries(
     db: &mut Connection,
     changes: &Changes,
@@ -283,6 +284,8 @@ async fn write_entries(
             .bind(of_accounts.iter().map(|(_, sum)| sum.spent).collect::<Vec<_>>())
             .bind(of_accounts.iter().map(|(_, sum)| sum.entries).collect::<Vec<_>>());
         query = query.bind(met.0).bind(met.1).bind(met.2).bind(micros(changes.at)).bind(touched);
+    } else {
+        query = query.bind(micros(changes.at));
     }
     let query = query.bind(entries.iter().map(|(_, entry)| entry.consumption.detail.as_deref()).collect::<Vec<_>>());
     let rows = query.fetch_all(&mut *db).await?;

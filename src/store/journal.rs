@@ -18,6 +18,7 @@ use super::accounts::{account_id, money, user_id};
 use super::sqlite::{self, Anchor};
 use super::{PROBE, StoreError, corrupt, from_micros, ledger, micros};
 use crate::domain::changes::Changes;
+use crate::domain::grants::Draw;
 use crate::domain::operation::{Booked, Consumption, Correction, Entry, Fingerprint, Hold, HoldEnd};
 
 const SCHEMA: [&str; 2] = [
@@ -130,7 +131,15 @@ type Text<'a> = Cow<'a, str>;
 
 /// Lists without names: a batch is written a thousand times for each time that it is read.
 #[derive(Serialize, Deserialize)]
-struct Body<'a>(i64, #[serde(borrow)] Vec<EntryRow<'a>>, #[serde(borrow)] Vec<HoldRow<'a>>, #[serde(borrow)] Vec<CorrectionRow<'a>>);
+struct Body<'a>(
+    i64,
+    #[serde(borrow)] Vec<EntryRow<'a>>,
+    #[serde(borrow)] Vec<HoldRow<'a>>,
+    #[serde(borrow)] Vec<CorrectionRow<'a>>,
+    /// Not there where there are none, as before there were grants.
+    #[serde(borrow, default, skip_serializing_if = "Vec::is_empty")]
+    Vec<DrawRow<'a>>,
+);
 
 /// Kind, id, user, account, time, when it was recorded, fingerprint, what was consumed.
 #[derive(Serialize, Deserialize)]
@@ -184,6 +193,10 @@ struct CorrectionRow<'a>(
     #[serde(borrow)] Text<'a>,
     #[serde(borrow)] Text<'a>,
 );
+
+/// User, grant, the start of the window, amount.
+#[derive(Serialize, Deserialize)]
+struct DrawRow<'a>(#[serde(borrow)] Text<'a>, #[serde(borrow)] Text<'a>, i64, i64);
 
 fn text(text: &Option<String>) -> Option<Text<'_>> {
     text.as_deref().map(Text::from)
@@ -291,20 +304,34 @@ impl<'a> CorrectionRow<'a> {
     }
 }
 
+impl<'a> DrawRow<'a> {
+    fn of(draw: &'a Draw) -> Self {
+        Self(draw.user_id.as_str().into(), (&*draw.grant).into(), micros(draw.window_start), draw.nanos)
+    }
+
+    fn read(self) -> Result<Draw, StoreError> {
+        let Self(user, grant, window_start, nanos) = self;
+        Ok(Draw { user_id: user_id(user.into_owned())?, grant: grant.into(), window_start: from_micros(window_start)?, nanos })
+    }
+}
+
 fn write(changes: &Changes) -> Result<String, StoreError> {
     let entries = changes.entries.iter().map(EntryRow::of).collect();
     let holds = changes.holds.iter().map(HoldRow::of).collect();
     let corrections = changes.corrections.iter().map(CorrectionRow::of).collect();
-    serde_json::to_string(&Body(micros(changes.at), entries, holds, corrections)).map_err(|error| corrupt(&error.to_string()))
+    let draws = changes.draws.iter().map(DrawRow::of).collect();
+    serde_json::to_string(&Body(micros(changes.at), entries, holds, corrections, draws)).map_err(|error| corrupt(&error.to_string()))
 }
 
 fn read(body: &str) -> Result<Changes, StoreError> {
-    let Body(at, entries, holds, corrections) = serde_json::from_str(body).map_err(|error| corrupt(&format!("the journal: {error}")))?;
+    let Body(at, entries, holds, corrections, draws) =
+        serde_json::from_str(body).map_err(|error| corrupt(&format!("the journal: {error}")))?;
     Ok(Changes {
         at: from_micros(at)?,
         entries: entries.into_iter().map(EntryRow::read).collect::<Result<_, _>>()?,
         holds: holds.into_iter().map(HoldRow::read).collect::<Result<_, _>>()?,
         corrections: corrections.into_iter().map(CorrectionRow::read).collect::<Result<_, _>>()?,
+        draws: draws.into_iter().map(DrawRow::read).collect::<Result<_, _>>()?,
     })
 }
 
@@ -364,7 +391,13 @@ mod tests {
             entries: [EntryKind::Usage, EntryKind::Capture, EntryKind::Correction].map(entry).to_vec(),
             holds: vec![hold(None), hold(Some(HoldEnd::Released { at })), hold(Some(captured))],
             corrections: vec![correction],
+            draws: vec![Draw { user_id: user, grant: "g".into(), window_start: at, nanos: -5 }],
         };
         assert_eq!(read(&write(&changes).unwrap()).unwrap(), changes);
+        // A batch that draws nothing is written as it was before there were grants, and read.
+        let before = Changes { draws: Vec::new(), ..changes };
+        let text = write(&before).unwrap();
+        assert_eq!(serde_json::from_str::<Vec<serde_json::Value>>(&text).unwrap().len(), 4);
+        assert_eq!(read(&text).unwrap(), before);
     }
 }

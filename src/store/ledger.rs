@@ -56,7 +56,7 @@ const SUMS: &str = "SELECT CASE WHEN $4 THEN day END AS day, CASE WHEN $5 THEN m
      FROM spend_by_day WHERE user_id = $1 AND $2 <= day AND day < $3 \
      AND CASE WHEN $4 AND $5 THEN day < $6 OR (day = $6 AND $7 < model) WHEN $4 THEN day < $6 ELSE $7 IS NULL OR $7 < model END GROUP BY 1, 2 ORDER BY 1 DESC, 2 LIMIT $8";
 
-const MICROS_PER_DAY: i64 = 86_400_000_000;
+pub(super) const MICROS_PER_DAY: i64 = 86_400_000_000;
 
 pub(super) fn kind_name(kind: EntryKind) -> &'static str {
     match kind {

@@ -9,7 +9,7 @@ use sqlx::{QueryBuilder, Sqlite};
 
 use super::journal::Numbered;
 use super::ledger::{id_hash, kind_name};
-use super::{Backend, Connection, StoreError, Tx, micros};
+use super::{Backend, Connection, StoreError, Tx, grants, micros};
 use crate::domain::changes::{Changes, sums, sums_of_accounts, sums_of_all};
 use crate::domain::operation::{Hold, HoldEnd};
 use crate::domain::user::{AccountId, UserId};
@@ -131,6 +131,7 @@ async fn write(db: &mut Connection, batches: &[&Changes]) -> Result<(), StoreErr
         row.push_bind(ended_at.map(|at| micros(*at))).push_bind(captured).push_bind(end_fingerprint).push_bind(hold.answer.as_str());
     })
     .await?;
+    grants::draw(db, batches.iter().flat_map(|changes| &changes.draws)).await?;
     for changes in batches {
         for correction in &changes.corrections {
             let change = json!({"correction": correction.id, "amount": correction.amount.decimal(), "model": correction.model});

@@ -18,7 +18,7 @@ pub struct Disagreement {
 
 /// Each gives (what, counter, made) for whatever does not agree. The left and the right side are compared both ways, so that a
 /// counter without rows is found as well as rows without a counter. Amounts are nano-dollars.
-const CHECKS: [&str; 5] = [
+const CHECKS: [&str; 7] = [
     "WITH r AS (SELECT user_id, SUM(spent) || ' in ' || SUM(entries) || ' entries' AS n FROM (SELECT user_id, spent, entries FROM counted_rows \
      UNION ALL SELECT user_id, spent, entries FROM rolled) counted GROUP BY user_id), \
      c AS (SELECT user_id, spent || ' in ' || entries || ' entries' AS n FROM users) \
@@ -43,6 +43,13 @@ const CHECKS: [&str; 5] = [
      FROM c FULL JOIN r ON r.account_id = c.account_id AND r.day = c.day WHERE COALESCE(c.n, '') <> COALESCE(r.n, '') LIMIT $1",
     "SELECT 'entries of kind ' || kind || ' with the id ' || id AS what, '1' AS counter, CAST(COUNT(*) AS TEXT) AS made FROM usage \
      GROUP BY id_hash, id, kind HAVING 1 < COUNT(*) LIMIT $1",
+    "WITH r AS (SELECT user_id, grant_id, CAST(SUM(drawn) AS TEXT) AS n FROM draws GROUP BY 1, 2), \
+     c AS (SELECT user_id, grant_id, CAST(used AS TEXT) AS n FROM grants) \
+     SELECT 'what is used of grant ' || COALESCE(c.grant_id, r.grant_id) || ' of user ' || COALESCE(c.user_id, r.user_id) AS what, \
+     c.n AS counter, r.n AS made FROM c FULL JOIN r ON r.user_id = c.user_id AND r.grant_id = c.grant_id \
+     WHERE COALESCE(c.n, '') <> COALESCE(r.n, '0') LIMIT $1",
+    "SELECT 'what is used of grant ' || grant_id || ' of user ' || user_id || ', of its amount' AS what, CAST(used AS TEXT) AS counter, \
+     CAST(amount AS TEXT) AS made FROM grants WHERE used < 0 OR amount < used LIMIT $1",
 ];
 const DAYS: &str = "SELECT day, spent, entries FROM spend_by_day";
 const DAYS_OF_ALL: &str = "SELECT day, spent, entries FROM spend_by_day_of_all";

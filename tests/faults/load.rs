@@ -210,6 +210,31 @@ impl Load {
         booked
     }
 
+    /// Grants each user so much beyond his tier's budget that never resets.
+    pub async fn grant(&self, service: &Service, nanos: u64) {
+        for user in 0..USERS {
+            let body =
+                json!({"id": "g", "amount": format!("0.{nanos:09}"), "period": "total", "ends_at": "9999-01-01T00:00:00Z", "reason": "x"});
+            let request = self.client.post(format!("{}/v1/users/u{user}/grants", service.url)).bearer_auth(ADMIN_KEY);
+            assert_eq!(request.body(body.to_string()).send().await.unwrap().status(), 200);
+        }
+    }
+
+    /// What is used of each user's grant is what he spent beyond his limit, as far as the grant lasts. Gives how many are used up.
+    pub async fn check_grants(&self, service: &Service, limit: u64, nanos: u64) -> usize {
+        let mut used_up = 0;
+        for (user, spent) in self.booked(service).await.into_iter().enumerate() {
+            let request = self.client.get(format!("{}/v1/users/u{user}/grants", service.url)).bearer_auth(ADMIN_KEY);
+            let body = request.send().await.unwrap().bytes().await.unwrap();
+            let answer: Value = serde_json::from_slice(&body).unwrap();
+            let used = nanos.min(spent.saturating_sub(limit));
+            let expected: f64 = format!("{used}e-9").parse().unwrap();
+            assert_eq!(answer["grants"][0]["used"].as_f64(), Some(expected), "u{user} spent {spent}: {answer}");
+            used_up += usize::from(used == nanos);
+        }
+        used_up
+    }
+
     async fn repeat(&self, service: &Service, number: u64) -> Value {
         match self.post(&service.url, number).await {
             Answer::Acknowledged(answer) => answer,

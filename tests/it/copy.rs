@@ -36,6 +36,12 @@ async fn filled() -> TestApp {
     for user in ["u", "v"] {
         app.put(&format!("/v1/accounts/acme/users/{user}"), "").await.ok();
     }
+    app.put("/v1/users/granted/caps", json!({"daily": 5, "total": "0.000000001"})).await.ok();
+    for id in ["g", ODD] {
+        let grant = json!({"id": id, "amount": "0.000000500", "period": "daily", "ends_at": "2027-01-01T00:00:00Z", "reason": ODD});
+        app.post("/v1/users/granted/grants", grant).await.ok();
+    }
+    app.spend("drawn", "granted", "0.100000700").await;
     for event in paying("paid", "price_pro") {
         app.apply(event).await;
     }
@@ -122,7 +128,7 @@ impl Target {
 
 /// What every door that reads answers, page by page.
 async fn all_answers(app: &TestApp) -> Vec<(String, Value)> {
-    let users = ["u", "v", "paid", "nobody", &escaped(ODD)].map(str::to_owned);
+    let users = ["u", "v", "paid", "nobody", "granted", &escaped(ODD)].map(str::to_owned);
     let mut paths: Vec<String> = ["users", "events", "holds", "tiers", "reconciliation", "accounts/acme", "holds/open", "holds/captured"]
         .into_iter()
         .chain(["holds/released", "holds/h%204%2F4", "users?limit=2", "events?limit=2", "holds?limit=1", "users?tier=pro"])
@@ -130,7 +136,7 @@ async fn all_answers(app: &TestApp) -> Vec<(String, Value)> {
         .collect();
     for user in &users {
         paths.extend(
-            ["", "/enforcement?model=gpt-4o", "/usage?limit=3", "/usage?group_by=day", "/usage?group_by=model"]
+            ["", "/enforcement?model=gpt-4o", "/caps", "/grants?limit=1", "/usage?limit=3", "/usage?group_by=day", "/usage?group_by=model"]
                 .map(|door| format!("/v1/users/{user}{door}")),
         );
     }
@@ -162,7 +168,7 @@ async fn a_copied_database_answers_every_question_as_its_source_and_goes_on() {
     let (code, out, err) = target.copy(&app);
     assert_eq!(code, 0, "{out}{err}");
     for line in [
-        "usage                    27 rows  cost 2000177, input_tokens 300, output_tokens 75",
+        "usage                    28 rows  cost 102000877, input_tokens 300, output_tokens 75",
         "Every row is the same on both sides",
         "DATABASE_URL",
     ] {

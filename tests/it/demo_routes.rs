@@ -17,10 +17,10 @@ async fn a_free_user_is_warned_then_blocked_with_the_way_to_pay_and_paying_unblo
             blocked,
             json!({
                 "user_id": "u_free", "tier": "free", "action": "BLOCK",
-                "reason": "budget_exhausted", "binding": {"scope": "user", "period": "daily"},
+                "reason": "budget_exhausted", "binding": {"scope": "user", "period": "daily", "source": "tier"},
                 "message": "Daily budget of $0.10 is used up; it resets at 2026-01-13T00:00:00Z.",
                 "budgets": [{
-                    "scope": "user", "period": "daily", "limit": 0.1, "spent": 0.105, "held": 0, "remaining": 0,
+                    "scope": "user", "period": "daily", "source": "tier", "limit": 0.1, "spent": 0.105, "held": 0, "remaining": 0,
                     "used_pct": 105.0, "resets_at": "2026-01-13T00:00:00Z"
                 }],
                 "model": "gpt-4o", "retry_at": "2026-01-13T00:00:00Z",

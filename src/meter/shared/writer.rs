@@ -214,7 +214,7 @@ impl Shared {
         }
     }
 
-    /// Books a batch that is nothing but usage of users who are remembered and stand alone, without asking for anything before: it is only
+    /// Books a batch that is nothing but usage of users who are remembered, stand alone and have no open grants, without asking for anything before: it is only
     /// added. `None` where it is another batch.
     async fn add(&self, kept: &mut Kept, batch: &[Request], doubt: &mut Option<Doubt>) -> Result<Option<Written>, Failed> {
         let (now, generation) = (self.now(), self.cluster.generation());
@@ -233,7 +233,10 @@ impl Shared {
         let whom = users(batch, &HashMap::new());
         let (mut payers, mut known) = (HashMap::with_capacity(whom.len()), HashMap::with_capacity(whom.len()));
         for user in whom {
-            let Some(found) = self.known(&user, |_| true, generation, now).filter(|found| found.value.profile.account.is_none()) else {
+            // Of a grant that may be drawn on it must be known what is left.
+            let only_adds =
+                |payer: &Payer| payer.profile.account.is_none() && payer.grants.as_ref().is_none_or(|grants| !grants.may_draw(now));
+            let Some(found) = self.known(&user, |_| true, generation, now).filter(|found| only_adds(&found.value)) else {
                 return Ok(None);
             };
             known.insert(user.clone(), (found.version, found.as_of));
@@ -443,6 +446,7 @@ fn empty(payers: HashMap<UserId, Payer>, all: Book) -> Ledger {
         entries: Vec::new(),
         touched_holds: BTreeSet::new(),
         corrections: Vec::new(),
+        draws: Vec::new(),
     }
 }
 

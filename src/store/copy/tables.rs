@@ -38,7 +38,7 @@ struct Declared {
 
 /// Not here, and why: `settled` is of SQLite's journal, which is settled before; `tickets` is a sequence on Postgres; `probe`, `leases`,
 /// `copying` and `copy_source` tell of the database itself.
-const TABLES: [Declared; 15] = [
+const TABLES: [Declared; 17] = [
     Declared {
         name: "users",
         key: &[text("user_id")],
@@ -52,6 +52,8 @@ const TABLES: [Declared; 15] = [
             int("manual_set_at"),
             int("manual_ends_at"),
             int("version"),
+            text("caps"),
+            int("granted_until"),
         ],
         sums: &["spent", "entries"],
     },
@@ -123,6 +125,13 @@ const TABLES: [Declared; 15] = [
     },
     Declared { name: OF_ALL, key: &[int("day")], rest: &[int("spent"), int("entries")], sums: &["spent", "entries"] },
     Declared {
+        name: "grants",
+        key: &[text("user_id"), text("grant_id")],
+        rest: &[text("period"), int("amount"), int("used"), int("ends_at"), text("reason"), int("created_at"), int("revoked_at")],
+        sums: &["amount", "used"],
+    },
+    Declared { name: "draws", key: &[text("user_id"), text("grant_id"), int("window_start")], rest: &[int("drawn")], sums: &["drawn"] },
+    Declared {
         name: "inbox",
         key: &[int("seq")],
         rest: &[
@@ -180,7 +189,7 @@ const TABLES: [Declared; 15] = [
 /// On Postgres a day has several rows of it, told apart by `slot`. The first one takes what is copied.
 const OF_ALL: &str = "spend_by_day_of_all";
 
-/// A table and its statements. They are made of the names above and of nothing else, since 15 tables times seven statements by hand
+/// A table and its statements. They are made of the names above and of nothing else, since 17 tables times seven statements by hand
 /// would be a place for slips.
 #[derive(Debug)]
 pub struct Table {
