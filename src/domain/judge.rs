@@ -2,6 +2,7 @@
 //! which model to take instead.
 
 use chrono::{DateTime, Utc};
+use serde_json::{Map, Value};
 
 use super::catalogue::{Catalogue, Tier};
 use super::cost::price;
@@ -9,6 +10,7 @@ use super::decide::{Action, Budget, Decision, Reason, decide, most};
 use super::models::UnknownModel;
 use super::money::Money;
 use super::pricing::{Price, PriceBook, Tokens};
+use super::user::{AccountId, UserId};
 
 /// A call that a caller asks about.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,6 +21,17 @@ pub struct Ask {
     pub cost: Option<Money>,
     /// What it may use.
     pub tokens: Option<Tokens>,
+    /// What the caller says of it, for the operator's rules.
+    pub metadata: Option<Map<String, Value>>,
+}
+
+/// Who makes it.
+#[derive(Clone, Copy, Debug)]
+pub struct Caller<'a> {
+    pub user: &'a UserId,
+    /// `None`: he stands alone.
+    pub account: Option<&'a AccountId>,
+    pub tier: &'a Tier,
 }
 
 /// The answer to one.
@@ -65,7 +78,8 @@ struct Judge<'a> {
 }
 
 /// Judges a call by the user's tier and its budgets.
-pub fn judge(catalogue: &Catalogue, tier: &Tier, budgets: &[Budget], ask: &Ask, now: DateTime<Utc>) -> Judgement {
+pub fn judge(catalogue: &Catalogue, caller: Caller<'_>, budgets: &[Budget], ask: &Ask, now: DateTime<Utc>) -> Judgement {
+    let tier = caller.tier;
     let judge = Judge { prices: &catalogue.prices, tier, budgets, ask, now };
     match &ask.model {
         Some(model) if !tier.models.allows(model, ask.provider.as_deref(), judge.prices) => judge.not_in_tier(model),

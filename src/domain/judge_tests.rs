@@ -1,3 +1,5 @@
+use std::sync::LazyLock;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -13,6 +15,12 @@ fn catalogue(tier: &str) -> Catalogue {
     let prices = prices_file::read(PRICES).unwrap_or_else(|problems| panic!("{problems:?}"));
     let text = format!("default_tier: t\ntiers:\n  t: {{ rank: 0, budgets: {{ daily: 1 }}, policy: graceful, {tier} }}\n");
     tiers_file::read(&text, prices).unwrap_or_else(|problems| panic!("{problems:?}"))
+}
+
+static USER: LazyLock<UserId> = LazyLock::new(|| UserId::parse("u").unwrap_or_else(|error| panic!("{error}")));
+
+fn caller(catalogue: &Catalogue) -> Caller<'_> {
+    Caller { user: &USER, account: None, tier: catalogue.default_tier() }
 }
 
 fn now() -> DateTime<Utc> {
@@ -47,7 +55,7 @@ fn call(model: &str, input: i64, output: i64) -> Ask {
 /// Action, reason, model and estimate of a call by a user of a tier who has spent so much of a dollar.
 fn judged(tier: &str, spent: &str, call: &Ask) -> (Action, Reason, String, String) {
     let catalogue = catalogue(tier);
-    let judged = judge(&catalogue, catalogue.default_tier(), &budgets(&catalogue, spent), call, now());
+    let judged = judge(&catalogue, caller(&catalogue), &budgets(&catalogue, spent), call, now());
     (judged.decision.action, judged.decision.reason, judged.model.unwrap_or_default(), judged.estimate.decimal())
 }
 
@@ -102,7 +110,7 @@ fn a_model_without_a_price_never_costs_nothing_in_silence() {
     let as_big = "degrade_to: { default: small }, unknown_model: { price_as: big }";
     check(as_big, "0", &call("new", 1000, 1000), (Action::Allow, Reason::WithinBudget, "new", "0.04"));
     let (catalogue, ask) = (catalogue("degrade_to: { default: small }, unknown_model: flag"), call("new", 1000, 1000));
-    let flagged = judge(&catalogue, catalogue.default_tier(), &budgets(&catalogue, "0"), &ask, now());
+    let flagged = judge(&catalogue, caller(&catalogue), &budgets(&catalogue, "0"), &ask, now());
     assert_eq!((flagged.decision.action, flagged.is_unpriced), (Action::Allow, true));
     // Whoever says what it costs needs no price.
     let own = Ask { cost: Some(money("0.5")), ..call("new", 1000, 1000) };
@@ -119,7 +127,7 @@ fn a_model_that_costs_nothing_is_never_in_the_way_of_a_budget() {
 #[test]
 fn what_can_be_afforded_is_told_for_the_model_that_is_named() {
     let (catalogue, most) = (catalogue(STEPS), |spent: &str, ask: &Ask, catalogue: &Catalogue| {
-        judge(catalogue, catalogue.default_tier(), &budgets(catalogue, spent), ask, now()).max_affordable_output_tokens
+        judge(catalogue, caller(catalogue), &budgets(catalogue, spent), ask, now()).max_affordable_output_tokens
     });
     // $0.05 is left; 1000 tokens into `mid` take $0.001 of it, and each that comes out $0.000003.
     assert_eq!(most("0.95", &call("big", 1000, 1000), &catalogue), Some(16_333));
@@ -142,7 +150,7 @@ proptest! {
         if let Ok(catalogue) = tiers_file::read(&text, prices) {
             let ask = call(&asked, input, output);
             let spent = Money::from_nanos(spent * 1_000_000).unwrap_or_default().decimal();
-            let judged = judge(&catalogue, catalogue.default_tier(), &budgets(&catalogue, &spent), &ask, now());
+            let judged = judge(&catalogue, caller(&catalogue), &budgets(&catalogue, &spent), &ask, now());
             if judged.decision.action == Action::Degrade {
                 let cost = |model: &str| {
                     let price = catalogue.prices.price(model, None, now());

@@ -12,7 +12,7 @@ use super::changes::Changes;
 use super::cost::{self, Unpriced};
 use super::decide::{Action, Budget, Reason, Scope, most};
 use super::grants::{Draw, Grants};
-use super::judge::{Ask, judge};
+use super::judge::{Ask, Caller, judge};
 use super::money::Money;
 use super::operation::{
     Booked, Consumption, Correction, Entry, EntryKind, Hold, HoldAsk, HoldEnd, IfShort, Judged, Operation, Outcome, Receipt, Refusal,
@@ -181,15 +181,16 @@ impl Ledger {
             return Ok(Outcome::Held { hold: Box::new(hold.clone()), judged: None, repeated: true });
         }
         let budgets = self.budgets(&ask.user_id, catalogue, now)?;
-        let tier = self.payer(&ask.user_id)?.profile.standing(catalogue, now).tier;
-        let mut judgement = judge(catalogue, tier, &budgets, &ask.call, now);
+        let profile = &self.payer(&ask.user_id)?.profile;
+        let caller = Caller { user: &ask.user_id, account: profile.account.as_ref(), tier: profile.standing(catalogue, now).tier };
+        let mut judgement = judge(catalogue, caller, &budgets, &ask.call, now);
         let is_short = matches!(judgement.decision.reason, Reason::EstimateExceedsBudget | Reason::CapReached);
         if is_short
             && ask.if_short == IfShort::Reduce
             && let Some(left) = most(&budgets).filter(|left| *left != Money::ZERO)
         {
             // What is held for less than was asked is judged by what is held.
-            judgement = judge(catalogue, tier, &budgets, &Ask { cost: Some(left), ..ask.call.clone() }, now);
+            judgement = judge(catalogue, caller, &budgets, &Ask { cost: Some(left), ..ask.call.clone() }, now);
         }
         let amount = judgement.estimate;
         if judgement.decision.action == Action::Block {

@@ -1,8 +1,10 @@
 //! What is asked of the ledger, and what it answers.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::book::OpenHold;
@@ -184,6 +186,10 @@ impl HoldAsk {
             let sums = [tokens.input, tokens.output].into_iter().flat_map(i64::to_be_bytes);
             sums.chain(parts_bytes(&tokens.parts)).collect::<Vec<u8>>()
         });
+        // Its keys are in order, whatever their order was.
+        let in_order =
+            |metadata: &Map<String, Value>| Value::from_iter(metadata.clone().into_iter().collect::<BTreeMap<_, _>>()).to_string();
+        let metadata = self.call.metadata.as_ref().map(in_order);
         let said = [
             Some(user),
             cost.as_ref().map(<[u8; 8]>::as_slice),
@@ -192,6 +198,7 @@ impl HoldAsk {
             Some(&reduce),
             text(&self.call.provider),
             tokens.as_deref(),
+            metadata.as_ref().map(String::as_bytes),
         ];
         // A body that has neither reads as it did before there were any.
         fingerprint(if said[5..].iter().any(Option::is_some) { &said } else { &said[..5] })

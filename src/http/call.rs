@@ -4,6 +4,7 @@ use serde::Deserialize;
 
 use super::body::Name;
 use super::error::{ErrorCode, Problem};
+use super::usage::Metadata;
 use crate::domain::judge::Ask;
 use crate::domain::money::Money;
 use crate::domain::operation::Used;
@@ -154,12 +155,14 @@ impl Counts {
     }
 
     /// What is asked about.
-    pub fn ask(&self, cost: Option<Money>, model: Option<Name>, provider: Option<Name>) -> Result<Ask, Fault> {
+    pub fn ask(&self, cost: Option<Money>, model: Option<Name>, provider: Option<Name>, metadata: Option<Metadata>) -> Result<Ask, Fault> {
         let tokens = self.tokens()?;
         if cost.is_none() && tokens.is_some() && model.is_none() {
             let why = "is missing; tokens are priced by it (or give estimated_cost)".to_owned();
             return Err((ErrorCode::MissingField, "model", why));
         }
-        Ok(Ask { model: model.map(|name| name.0), provider: provider.map(|name| name.0), cost, tokens })
+        // It was an object a moment ago.
+        let metadata = metadata.and_then(|metadata| serde_json::from_str(&metadata.0).ok());
+        Ok(Ask { model: model.map(|name| name.0), provider: provider.map(|name| name.0), cost, tokens, metadata })
     }
 }

@@ -16,6 +16,7 @@ use super::body::{self, Name, NoParams, OneOrMany, Params, UserPath};
 use super::call::{self, with_tokens};
 use super::error::{ErrorCode, Problem};
 use super::holds::{self, Short, Ttl};
+use super::usage::Metadata;
 use super::view::DecisionView;
 use crate::domain::judge::Ask;
 use crate::domain::money::Money;
@@ -53,7 +54,7 @@ pub async fn one(
     require(&app, &key, Scope::Check).await?;
     let cost = query.estimated_cost.as_deref().map(Money::parse).transpose();
     let cost = cost.map_err(|error| Problem::invalid("estimated_cost", error))?;
-    let call = query.counts().ask(cost, query.model, query.provider).map_err(|fault| call::problem(fault, ""))?;
+    let call = query.counts().ask(cost, query.model, query.provider, None).map_err(|fault| call::problem(fault, ""))?;
     Ok(answer(&app, user, call).await)
 }
 
@@ -80,6 +81,7 @@ with_tokens! {
         model: Option<Name>,
         provider: Option<Name>,
         estimated_cost: Option<Money>,
+        metadata: Option<Metadata>,
         /// Decide and reserve in one step; then `id` and what it may cost are needed.
         #[serde(default)]
         hold: bool,
@@ -98,7 +100,10 @@ enum Asked {
 impl Question {
     /// `prefix` names its place in a list.
     fn check(self, prefix: &str) -> Result<Asked, Problem> {
-        let call = self.counts().ask(self.estimated_cost, self.model, self.provider).map_err(|fault| call::problem(fault, prefix))?;
+        let call = self
+            .counts()
+            .ask(self.estimated_cost, self.model, self.provider, self.metadata)
+            .map_err(|fault| call::problem(fault, prefix))?;
         if self.hold {
             let missing = || Problem::field(ErrorCode::MissingField, &format!("{prefix}id"), "is missing; a hold needs an id of yours");
             let id = self.id.ok_or_else(missing)?;

@@ -73,6 +73,7 @@ with_tokens! {
         estimated_cost: Option<Money>,
         model: Option<Name>,
         provider: Option<Name>,
+        metadata: Option<Metadata>,
         #[serde(default)]
         ttl_seconds: Ttl,
         #[serde(default)]
@@ -185,7 +186,7 @@ pub async fn create(
 ) -> Result<Response, Problem> {
     require(&app, &key, Scope::Write).await?;
     let new: NewHold = body::one(&body::read(body, BODY_BYTES_MAX).await?)?;
-    let call = new.counts().ask(new.estimated_cost, new.model, new.provider).map_err(|fault| call::problem(fault, ""))?;
+    let call = new.counts().ask(new.estimated_cost, new.model, new.provider, new.metadata).map_err(|fault| call::problem(fault, ""))?;
     let ask = hold_ask(new.id, new.user_id, call, new.ttl_seconds, new.if_short, "")?;
     Ok(json_text(reserve(&app, ask).await?))
 }

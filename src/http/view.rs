@@ -10,7 +10,7 @@ use std::io::Write;
 use super::App;
 use crate::domain::catalogue::Tier;
 use crate::domain::decide::{Action, Binding, Budget, Decision, Reason, Scope, Source, store_unavailable};
-use crate::domain::judge::{Ask, Judgement, judge};
+use crate::domain::judge::{Ask, Caller, Judgement, judge};
 use crate::domain::money::Money;
 use crate::domain::period::{Period, with_rfc3339};
 use crate::domain::subscription::Status;
@@ -134,7 +134,7 @@ pub struct DecisionView<'c> {
 
 impl<'c> DecisionView<'c> {
     pub fn of_view(app: &'c App, user: &UserId, view: &View<'c>, call: &Ask) -> Self {
-        Self::of(app, user, &view.standing, &view.budgets, judged(app, view, call))
+        Self::of(app, user, &view.standing, &view.budgets, judged(app, user, view, call))
     }
 
     pub fn of(app: &'c App, user: &UserId, standing: &Standing<'c>, budgets: &[Budget], judged: Judgement) -> Self {
@@ -188,13 +188,14 @@ impl<'c> DecisionView<'c> {
 
 /// What the budgets say; but while nothing can be written what is spent is not counted, so where one of them blocks, nothing may be
 /// spent.
-pub fn judged(app: &App, view: &View<'_>, call: &Ask) -> Judgement {
+pub fn judged(app: &App, user: &UserId, view: &View<'_>, call: &Ask) -> Judgement {
     let hard = view.budgets.iter().any(|budget| budget.thresholds.block.is_some());
-    let mut judged = judge(&app.catalogue, view.standing.tier, &view.budgets, call, app.now());
     if hard && !app.meter.is_writable(app.now()) {
-        judged.decision = store_unavailable();
+        let (decision, model, estimate) = (store_unavailable(), call.model.clone(), call.cost.unwrap_or_default());
+        return Judgement { decision, estimate, model, max_affordable_output_tokens: None, is_unpriced: false };
     }
-    judged
+    let caller = Caller { user, account: view.payer.profile.account.as_ref(), tier: view.standing.tier };
+    judge(&app.catalogue, caller, &view.budgets, call, app.now())
 }
 
 /// The way to spend more, where there is one.
