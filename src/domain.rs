@@ -9,6 +9,7 @@ pub mod ledger;
 pub mod money;
 pub mod operation;
 pub mod period;
+pub mod rules;
 pub mod subscription;
 pub mod tiers_file;
 pub mod user;

@@ -8,6 +8,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use super::decide::Scope;
 use super::money::Money;
 use super::period::Period;
+use super::rules::Rules;
 use super::user::UserId;
 
 /// What is left unescaped in a template's values: RFC 3986's unreserved characters.
@@ -26,6 +27,8 @@ pub struct Tier {
     pub grace_days: u32,
     pub fallbacks: Fallbacks,
     pub sold_as: SoldAs,
+    /// The file's own, then the tier's.
+    pub rules: Rules,
 }
 
 /// What at Stripe buys a tier. A price id is an arbitrary string.

@@ -1,6 +1,8 @@
 //! Reads the text of `tiers.yaml` into a [`Catalogue`], or says everything that is wrong with it: line, column, what is
 //! wrong, and what would be right.
 
+mod rules;
+
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
@@ -56,7 +58,7 @@ pub fn read(text: &str) -> Result<Catalogue, Vec<Problem>> {
     }
     let options = LoaderOptions::default().error_on_duplicate_keys(true);
     let root = parse_yaml_with_options(0, text, options).map_err(|error| vec![unreadable(&error)])?;
-    let mut reader = Reader { problems: Vec::new() };
+    let mut reader = Reader { problems: Vec::new(), rule_lines: HashMap::new() };
     let catalogue = reader.catalogue(&root);
     match catalogue {
         Some(catalogue) if reader.problems.is_empty() => Ok(catalogue),
@@ -95,6 +97,8 @@ type Fields<'a> = HashMap<&'a str, &'a Node>;
 /// Goes on after a fault, so that the operator sees all of them at once.
 struct Reader {
     problems: Vec<Problem>,
+    /// The names of rules, and the line of each.
+    rule_lines: HashMap<String, usize>,
 }
 
 impl Reader {
@@ -103,9 +107,11 @@ impl Reader {
     }
 
     fn catalogue(&mut self, root: &Node) -> Option<Catalogue> {
-        const KEYS: &[&str] = &["default_tier", "upgrade_url", "contact_url", "pause_collection", "global", "tiers"];
+        const KEYS: &[&str] = &["default_tier", "upgrade_url", "contact_url", "pause_collection", "global", "rules", "tiers"];
         let fields = self.fields(root, "the file", KEYS)?;
-        let tiers = self.tiers(fields.get("tiers").copied());
+        let rules = self.rules(fields.get("rules").copied());
+        let mut tiers = self.tiers(fields.get("tiers").copied());
+        self.put_first(&rules, &mut tiers);
         let names = fields.get("tiers").and_then(|node| node.as_mapping()).map(|tiers| tiers.keys().map(|name| name.as_str()).collect());
         let default_tier = self.default_tier(fields.get("default_tier").copied(), names.unwrap_or_default());
         let global = fields.get("global").and_then(|node| self.global(node, &tiers));
@@ -179,6 +185,7 @@ impl Reader {
             "thresholds",
             "degrade_to",
             "grace_days",
+            "rules",
             "prices",
             "lookup_keys",
             "products",
@@ -222,6 +229,7 @@ impl Reader {
             })?,
             None => GRACE_DAYS_DEFAULT,
         };
+        let rules = self.rules(fields.get("rules").copied());
         let mut list = |key: &'static str, kind: &'static str| {
             let names = fields.get(key).map(|node| self.names(node, key)).unwrap_or_default();
             names.into_iter().filter_map(|node| self.claim(claims, kind, node, name.as_str())).collect::<Vec<_>>()
@@ -232,7 +240,7 @@ impl Reader {
             products: list("products", "product"),
         };
         let monthly_price = monthly_price.unwrap_or(Some(Money::ZERO))?;
-        Some(Tier { name: name.as_str().to_owned(), rank: rank?, monthly_price, budgets: budgets?, grace_days, fallbacks, sold_as })
+        Some(Tier { name: name.as_str().to_owned(), rank: rank?, monthly_price, budgets: budgets?, grace_days, fallbacks, sold_as, rules })
     }
 
     /// A price buys one tier only.
@@ -456,7 +464,7 @@ fn percent_text(percent: Percent) -> String {
 }
 
 /// What would be right instead of `word`.
-fn instead(word: &str, known: &[&str]) -> String {
+pub(super) fn instead(word: &str, known: &[&str]) -> String {
     let alike = known.iter().map(|name| (strsim::jaro_winkler(word, name), *name)).max_by(|a, b| a.0.total_cmp(&b.0));
     let list = known.join(", ");
     match alike {
