@@ -18,6 +18,7 @@ pub mod operation;
 pub mod period;
 pub mod prices_file;
 pub mod pricing;
+pub mod rules;
 pub mod subscription;
 pub mod tiers_file;
 pub mod user;

@@ -12,8 +12,9 @@ mod events;
 mod grants;
 mod health;
 mod holds;
+pub mod notices;
 mod page;
-pub mod prices;
+mod prices;
 mod reconciliation;
 pub mod serve;
 mod tiers;
@@ -46,15 +47,14 @@ use crate::sync::{Rules, Touched};
 use crate::upgrade::Upgrades;
 use auth::KeyRing;
 use error::{ErrorCode, Problem};
-use prices::Unpriced;
+use notices::Notices;
 
 /// What every door needs.
 pub struct App {
     pub store: Store,
     pub meter: Arc<Meter>,
     pub catalogue: Arc<Catalogue>,
-    /// Models that were asked for and have no price.
-    pub unpriced: Unpriced,
+    pub notices: Notices,
     pub keys: KeyRing,
     /// Empty: the webhook door says so and takes nothing.
     pub webhook_secrets: Vec<Secret>,

@@ -20,7 +20,7 @@ use crate::config::{AdminKey, Config};
 use crate::domain::catalogue::Catalogue;
 use crate::domain::period::Period;
 use crate::http::auth::{ENVIRONMENT_KEY_ID, KeyRing, Scopes, digest, new_key};
-use crate::http::prices::Unpriced;
+use crate::http::notices::Notices;
 use crate::http::{self, App};
 use crate::meter::{Clock, Meter, Settings};
 use crate::store::keys::StoredKey;
@@ -90,7 +90,7 @@ impl Server {
             meter,
             asker: asker.clone(),
             catalogue,
-            unpriced: Unpriced::default(),
+            notices: Notices::default(),
             keys: KeyRing::default(),
             webhook_secrets: config.webhook_secrets.clone(),
             rules,

@@ -13,6 +13,7 @@ use super::models::{Models, UnknownModel};
 use super::money::Money;
 use super::period::Period;
 use super::pricing::PriceBook;
+use super::rules::Rules;
 use super::user::UserId;
 
 /// What is left unescaped in a template's values: RFC 3986's unreserved characters.
@@ -37,6 +38,8 @@ pub struct Tier {
     /// What is added to the price of a call whose cost is worked out from its tokens.
     pub markup: Percent,
     pub sold_as: SoldAs,
+    /// The file's own, then the tier's.
+    pub rules: Rules,
 }
 
 /// What at Stripe buys a tier. A price id is an arbitrary string.

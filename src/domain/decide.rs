@@ -55,6 +55,8 @@ pub enum Reason {
     FreeModel,
     /// A cap of the user's own stops it, whatever his tier allows.
     CapReached,
+    /// One of the operator's own rules.
+    Rule,
     /// The store could not be read, so nothing is known: fail closed.
     StoreUnavailable,
 }
@@ -300,7 +302,7 @@ fn message(verdict: &Verdict<'_>, estimate: Money, retry_at: Option<DateTime<Utc
             format!("{kind} of {limit} has {} left, and this request needs {estimate}; {}", budget.remaining(), resets())
         }
         // No budget says any of these.
-        Reason::ModelNotInTier | Reason::UnknownModel | Reason::FreeModel | Reason::StoreUnavailable => String::new(),
+        Reason::ModelNotInTier | Reason::UnknownModel | Reason::FreeModel | Reason::Rule | Reason::StoreUnavailable => String::new(),
     }
 }
 

@@ -10,6 +10,7 @@ use super::decide::{Action, Budget, Decision, Reason, decide, most};
 use super::models::UnknownModel;
 use super::money::Money;
 use super::pricing::{Price, PriceBook, Tokens};
+use super::rules::Facts;
 use super::user::{AccountId, UserId};
 
 /// A call that a caller asks about.
@@ -46,6 +47,16 @@ pub struct Judgement {
     pub max_affordable_output_tokens: Option<i64>,
     /// It has no price, and the tier lets it pass all the same.
     pub is_unpriced: bool,
+    /// The rule that decided.
+    pub rule: Option<RuleName>,
+}
+
+/// One of the operator's rules.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuleName {
+    pub name: String,
+    /// It could not be judged, so its answer is the strict one.
+    pub failed: bool,
 }
 
 /// What a call may cost.
@@ -81,10 +92,11 @@ struct Judge<'a> {
 pub fn judge(catalogue: &Catalogue, caller: Caller<'_>, budgets: &[Budget], ask: &Ask, now: DateTime<Utc>) -> Judgement {
     let tier = caller.tier;
     let judge = Judge { prices: &catalogue.prices, tier, budgets, ask, now };
-    match &ask.model {
+    let judged = match &ask.model {
         Some(model) if !tier.models.allows(model, ask.provider.as_deref(), judge.prices) => judge.not_in_tier(model),
         model => judge.in_tier(model.as_deref()),
-    }
+    };
+    if tier.rules.is_empty() { judged } else { judge.by_rules(judged, caller) }
 }
 
 impl Judge<'_> {
@@ -115,6 +127,10 @@ impl Judge<'_> {
         if decision.action != Action::Degrade {
             return self.judgement(decision, estimate, model);
         }
+        self.degraded(decision, estimate, model)
+    }
+
+    fn degraded(&self, decision: Decision, estimate: Estimate, model: Option<&str>) -> Judgement {
         let target = self
             .targets(model)
             .find(|target| model.is_none_or(|model| !self.is_dearer(target, model) && !self.costs_as_much(target, model)));
@@ -123,6 +139,37 @@ impl Judge<'_> {
             // What was asked for is a fallback itself, or nothing is cheaper.
             None => self.judgement(decision, estimate, model),
         }
+    }
+
+    /// What the operator's rules make of it: they may only be stricter. Of two that block the rule binds, since no reset lifts it.
+    fn by_rules(&self, judged: Judgement, caller: Caller<'_>) -> Judgement {
+        let (ask, tokens) = (self.ask, self.ask.tokens.unwrap_or_default());
+        let asked = self.estimate(ask.model.as_deref());
+        let facts = Facts {
+            user: caller.user,
+            account: caller.account,
+            tier: self.tier,
+            model: ask.model.as_deref(),
+            provider: ask.provider.as_deref(),
+            estimate: asked.amount(),
+            input_tokens: tokens.input,
+            output_tokens: tokens.output,
+            budgets: self.budgets,
+            metadata: ask.metadata.as_ref(),
+            now: self.now,
+        };
+        let Some(verdict) = self.tier.rules.judge(&facts) else { return judged };
+        let stricter = judged.decision.action < verdict.action || verdict.action == Action::Block;
+        if !stricter {
+            return judged;
+        }
+        let rule = Some(RuleName { name: verdict.rule.to_owned(), failed: verdict.failed });
+        let (action, message) = (verdict.action, verdict.message.into_owned());
+        let decision = Decision { action, reason: Reason::Rule, binding: None, message, retry_at: None };
+        // What the rule says is said of the model that was asked for.
+        let model = ask.model.as_deref();
+        let ruled = if action == Action::Degrade { self.degraded(decision, asked, model) } else { self.judgement(decision, asked, model) };
+        Judgement { rule, ..ruled }
     }
 
     /// What the tier does not include is replaced by what it names instead, where that can be paid.
@@ -180,7 +227,7 @@ impl Judge<'_> {
             (Action::Allow | Action::Warn | Action::Block, _) => None,
         };
         let (estimate, is_unpriced) = (estimate.amount(), estimate == Estimate::Flagged);
-        Judgement { decision, estimate, model: model.map(str::to_owned), max_affordable_output_tokens, is_unpriced }
+        Judgement { decision, estimate, model: model.map(str::to_owned), max_affordable_output_tokens, is_unpriced, rule: None }
     }
 
     fn most_output(&self, model: Option<&str>) -> Option<i64> {

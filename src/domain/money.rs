@@ -110,6 +110,11 @@ impl Money {
         self.with_decimal(str::to_owned)
     }
 
+    /// The nearest double, read from the decimal text: for the operator's own rules, whose language has no other fraction.
+    pub fn dollars(self) -> f64 {
+        self.with_decimal(|text| text.parse().unwrap_or(f64::INFINITY))
+    }
+
     /// [`Money::decimal`] without a place of its own in memory: a check writes a dozen of them.
     fn with_decimal<T>(self, take: impl FnOnce(&str) -> T) -> T {
         let mut digits = [b'0'; DECIMAL_BYTES_MAX];

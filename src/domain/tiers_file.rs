@@ -2,6 +2,7 @@
 //! wrong, and what would be right.
 
 mod models;
+mod rules;
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -28,9 +29,11 @@ pub fn read(text: &str, prices: PriceBook) -> Result<Catalogue, Vec<Problem>> {
 
 impl Reader {
     fn catalogue(&mut self, root: &Node, prices: PriceBook) -> Option<Catalogue> {
-        const KEYS: &[&str] = &["default_tier", "upgrade_url", "contact_url", "pause_collection", "global", "tiers"];
+        const KEYS: &[&str] = &["default_tier", "upgrade_url", "contact_url", "pause_collection", "global", "rules", "tiers"];
         let fields = self.fields(root, "the file", KEYS)?;
-        let tiers = self.tiers(fields.get("tiers").copied());
+        let rules = self.rules(fields.get("rules").copied());
+        let mut tiers = self.tiers(fields.get("tiers").copied());
+        self.put_first(&rules, &mut tiers);
         let names = fields.get("tiers").and_then(|node| node.as_mapping()).map(|tiers| tiers.keys().map(|name| name.as_str()).collect());
         let default_tier = self.default_tier(fields.get("default_tier").copied(), names.unwrap_or_default());
         let global = fields.get("global").and_then(|node| self.global(node, &tiers));
@@ -109,6 +112,7 @@ impl Reader {
             "models",
             "unknown_model",
             "markup_pct",
+            "rules",
             "grace_days",
             "prices",
             "lookup_keys",
@@ -154,6 +158,7 @@ impl Reader {
             })?,
             None => GRACE_DAYS_DEFAULT,
         };
+        let rules = self.rules(fields.get("rules").copied());
         let mut list = |key: &'static str, kind: &'static str| {
             let names = fields.get(key).map(|node| self.names(node, key)).unwrap_or_default();
             names.into_iter().filter_map(|node| self.claim(claims, kind, node, name.as_str())).collect::<Vec<_>>()
@@ -175,6 +180,7 @@ impl Reader {
             unknown_model: unknown_model?,
             markup: markup?,
             sold_as,
+            rules,
         })
     }
 

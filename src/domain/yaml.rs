@@ -47,7 +47,7 @@ pub(super) fn read<T>(text: &str, understand: impl FnOnce(&mut Reader, &Node) ->
     }
     let options = LoaderOptions::default().error_on_duplicate_keys(true);
     let root = parse_yaml_with_options(0, text, options).map_err(|error| vec![unreadable(&error)])?;
-    let mut reader = Reader { problems: Vec::new() };
+    let mut reader = Reader { problems: Vec::new(), rule_lines: HashMap::new() };
     match understand(&mut reader, &root) {
         Some(understood) if reader.problems.is_empty() => Ok(understood),
         _ => {
@@ -85,6 +85,8 @@ pub(super) type Fields<'a> = HashMap<&'a str, &'a Node>;
 /// Goes on after a fault, so that the operator sees all of them at once.
 pub(super) struct Reader {
     problems: Vec<Problem>,
+    /// The names of rules, and the line of each.
+    pub(super) rule_lines: HashMap<String, usize>,
 }
 
 impl Reader {

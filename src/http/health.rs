@@ -1,5 +1,6 @@
 //! Is it alive, is it ready?
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
@@ -39,6 +40,7 @@ pub async fn ready(State(app): State<Arc<App>>) -> Result<Json<Value>, Problem> 
         "webhook": webhook,
         "stripe_sync": stripe_sync,
         "retried_batches": app.meter.retries(),
+        "failed_rules": app.notices.failed_rules.all().into_iter().map(|(rule, seen)| (rule, seen.times)).collect::<BTreeMap<_, _>>(),
         "tiers": app.catalogue.tiers().len(),
     })))
 }

@@ -1,14 +1,12 @@
 //! What models cost, and which were asked for that have no price.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use chrono::{DateTime, NaiveDate, Utc};
+use chrono::NaiveDate;
 use serde::{Deserialize, Serialize};
-use tracing::warn;
 
 use super::App;
 use super::auth::{Bearer, Scope, require};
@@ -16,31 +14,6 @@ use super::body::{Name, Params, Time};
 use super::error::{ErrorCode, Problem};
 use super::view::Moment;
 use crate::domain::pricing::Rates;
-
-/// So many models without a price are told apart; callers may invent more.
-const UNPRICED_MAX: usize = 100;
-
-/// The models that were asked for and have no price, since the service began. Nobody's silence: each is logged at its first time.
-#[derive(Debug, Default)]
-pub struct Unpriced(Mutex<BTreeMap<String, Seen>>);
-
-#[derive(Clone, Copy, Debug)]
-struct Seen {
-    times: u64,
-    last: DateTime<Utc>,
-}
-
-impl Unpriced {
-    pub fn saw(&self, model: &str, now: DateTime<Utc>) {
-        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = seen.get_mut(model) {
-            (known.times, known.last) = (known.times + 1, now);
-        } else if seen.len() < UNPRICED_MAX {
-            seen.insert(model.to_owned(), Seen { times: 1, last: now });
-            warn!(model, "the model {model:?} has no price; add it to prices.yaml");
-        }
-    }
-}
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -90,8 +63,11 @@ pub async fn show(State(app): State<Arc<App>>, key: Bearer, Params(query): Param
     require(&app, &key, Scope::Check).await?;
     let book = &app.catalogue.prices;
     let Some(Name(model)) = query.model else {
-        let seen = app.unpriced.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let unpriced = seen.into_iter().map(|(model, seen)| UnpricedView { model, times: seen.times, last_asked_at: Moment(seen.last) });
+        let unpriced = app.notices.unpriced.all().into_iter().map(|(model, seen)| UnpricedView {
+            model,
+            times: seen.times,
+            last_asked_at: Moment(seen.last),
+        });
         return Ok(Json(BookView { as_of: book.as_of, models: book.models().len(), unpriced: unpriced.collect() }).into_response());
     };
     let provider = query.provider.map(|name| name.0);

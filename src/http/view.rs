@@ -115,6 +115,9 @@ pub struct DecisionView<'c> {
     pub action: Action,
     pub reason: Reason,
     binding: Option<Binding>,
+    /// The operator's rule that decided.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rule: Option<String>,
     message: String,
     budgets: Vec<BudgetView>,
     /// The model to use: on DEGRADE the cheaper one, else the one that was asked for.
@@ -139,9 +142,12 @@ impl<'c> DecisionView<'c> {
 
     pub fn of(app: &'c App, user: &UserId, standing: &Standing<'c>, budgets: &[Budget], judged: Judgement) -> Self {
         let tier = standing.tier;
-        let Judgement { decision, model, max_affordable_output_tokens, is_unpriced, .. } = judged;
+        let Judgement { decision, model, max_affordable_output_tokens, is_unpriced, rule, .. } = judged;
+        if let Some(rule) = rule.as_ref().filter(|rule| rule.failed) {
+            app.notices.saw_failed_rule(&rule.name, &decision.message, app.now());
+        }
         if is_unpriced || decision.reason == Reason::UnknownModel {
-            app.unpriced.saw(model.as_deref().unwrap_or_default(), app.now());
+            app.notices.saw_unpriced(model.as_deref().unwrap_or_default(), app.now());
         }
         let more = More::of(app, user, standing, &decision, model.as_deref());
         Self {
@@ -150,6 +156,7 @@ impl<'c> DecisionView<'c> {
             action: decision.action,
             reason: decision.reason,
             binding: decision.binding,
+            rule: rule.map(|rule| rule.name),
             message: decision.message,
             budgets: budgets.iter().map(BudgetView::from).collect(),
             model,
@@ -172,6 +179,7 @@ impl<'c> DecisionView<'c> {
             action: decision.action,
             reason: decision.reason,
             binding: None,
+            rule: None,
             message: decision.message,
             budgets: Vec::new(),
             model: call.model.clone(),
@@ -192,7 +200,7 @@ pub fn judged(app: &App, user: &UserId, view: &View<'_>, call: &Ask) -> Judgemen
     let hard = view.budgets.iter().any(|budget| budget.thresholds.block.is_some());
     if hard && !app.meter.is_writable(app.now()) {
         let (decision, model, estimate) = (store_unavailable(), call.model.clone(), call.cost.unwrap_or_default());
-        return Judgement { decision, estimate, model, max_affordable_output_tokens: None, is_unpriced: false };
+        return Judgement { decision, estimate, model, max_affordable_output_tokens: None, is_unpriced: false, rule: None };
     }
     let caller = Caller { user, account: view.payer.profile.account.as_ref(), tier: view.standing.tier };
     judge(&app.catalogue, caller, &view.budgets, call, app.now())

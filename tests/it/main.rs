@@ -26,6 +26,7 @@ mod pricing;
 mod reconcile;
 mod recorded_events;
 mod retention;
+mod rules;
 mod schema;
 mod stripe;
 mod stripe_cli;

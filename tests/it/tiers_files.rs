@@ -10,7 +10,7 @@ use spendgate::domain::tiers_file;
 use crate::app::{TIERS, prices};
 
 /// File, where (line:column), what is said.
-const FAULTS: [(&str, &str, &str); 27] = [
+const FAULTS: [(&str, &str, &str); 36] = [
     ("anchor", "12:16", "write the value out"),
     ("default_missing", "1:1", "`default_tier` is missing; name the tier of users who pay for nothing"),
     ("default_unknown", "2:15", "`default_tier: fere` is not a tier; use one of free, pro"),
@@ -30,6 +30,15 @@ const FAULTS: [(&str, &str, &str); 27] = [
     ("price_claimed_twice", "12:25", "price `price_free` is claimed by tier `free` in line 6 already"),
     ("rank_missing", "9:3", "tier `pro` has no `rank`"),
     ("rank_shared", "9:3", "has the rank 0 of tier `free`"),
+    ("rule_action_misspelt", "6:13", "`action: BLOK` is not an action of rules; did you mean `BLOCK`?"),
+    ("rule_degrades_without_model", "8:3", "rule `cheaper` degrades, so tier `free` needs `degrade_to` with a `default`"),
+    ("rule_key_misspelt", "7:5", "a rule has no key `mesage`; did you mean `message`?"),
+    ("rule_name_twice", "13:15", "rule `costly` is there already, in line 4; names are unique within the file"),
+    ("rule_not_a_condition", "5:11", "`when`: is a number (double); a condition must be true or false"),
+    ("rule_not_cel", "5:11", "`when`: is not CEL: "),
+    ("rule_not_named", "4:5", "a rule has no `name`; give it a name of its own"),
+    ("rule_too_much_work", "3:3", "steps at worst; at most 20000 may be, and `everything` takes the most"),
+    ("rule_unknown_name", "13:15", "`when`: `teir` is not known; did you mean `tier.name`?"),
     ("scope_misspelt", "11:12", "`scope: acount` must be `user` (each user has the budgets) or `account`"),
     ("second_document", "9:1", "a second document begins here"),
     ("thresholds_descend", "15:17", "thresholds descend: `warn` at 90 % comes after `degrade` at 80 %"),
@@ -71,4 +80,30 @@ fn the_catalogue_of_the_repository_says_what_the_product_says() {
     assert_eq!((limit("enterprise", Period::Monthly), limit("enterprise", Period::Weekly)), (Some(1_000_000_000_000), None));
     let price = |tier: &str| catalogue.tier(tier).unwrap().monthly_price;
     assert_eq!(["free", "pro", "enterprise"].map(price).map(Money::decimal), ["0", "29", "499"]);
+}
+
+#[test]
+fn rules_of_the_file_are_judged_before_those_of_a_tier_and_in_no_other_tier() {
+    let text = r#"
+default_tier: free
+rules:
+  - { name: top, when: estimate > 1, action: WARN }
+tiers:
+  free:
+    rank: 0
+    budgets: {}
+    policy: strict
+    rules:
+      - name: own
+        when: |
+          "agent" in metadata && now.getHours() < 6
+        action: BLOCK
+        message: Agents sleep at night.
+  pro: { rank: 1, budgets: {}, policy: strict }
+"#;
+    let catalogue = tiers_file::read(text, prices()).unwrap();
+    let names = |tier: &str| catalogue.tier(tier).unwrap().rules.iter().map(|rule| rule.name().to_owned()).collect::<Vec<_>>();
+    assert_eq!(names("free"), ["top", "own"]);
+    assert_eq!(names("pro"), ["top"]);
+    assert!(tiers_file::read(TIERS, prices()).unwrap().tiers().iter().all(|tier| tier.rules.is_empty()));
 }

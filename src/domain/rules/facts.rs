@@ -1,0 +1,128 @@
+//! What a rule sees of one request, worked out only where a rule looks.
+
+use std::sync::OnceLock;
+#[cfg(test)]
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use cel::common::types::{CelDouble, CelInt, CelMap, CelString, CelTimestamp};
+use cel::common::value::{CowVal, Val};
+use cel::context::VariableResolver;
+use chrono::{DateTime, Datelike, Utc};
+use serde_json::{Map, Value};
+
+use super::super::catalogue::Tier;
+use super::super::decide::Budget;
+use super::super::money::Money;
+use super::super::user::{AccountId, UserId};
+use super::budgets::{self, BudgetsVal, Whose};
+use super::metadata;
+
+/// One request and who makes it: borrowed, so that it costs nothing to hand over.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts<'a> {
+    /// `user.id`
+    pub user: &'a UserId,
+    /// `user.account`: `""` where he stands alone.
+    pub account: Option<&'a AccountId>,
+    /// `tier.name`, `tier.rank`
+    pub tier: &'a Tier,
+    /// `model`: `""` where none is named.
+    pub model: Option<&'a str>,
+    /// `provider`: `""` where none is named.
+    pub provider: Option<&'a str>,
+    /// `estimate`, in dollars.
+    pub estimate: Money,
+    /// `input_tokens`: 0 where not given.
+    pub input_tokens: i64,
+    /// `output_tokens`: 0 where not given.
+    pub output_tokens: i64,
+    /// Every budget that the decision sees, of all scopes: `global` has those for all users together, `budgets` the others.
+    pub budgets: &'a [Budget],
+    /// `metadata`: `{}` where there is none.
+    pub metadata: Option<&'a Map<String, Value>>,
+    /// `now`, in UTC.
+    pub now: DateTime<Utc>,
+}
+
+/// Answers the interpreter's questions. A name with a dot is asked for whole before its first part.
+pub(super) struct Lookup<'a> {
+    facts: &'a Facts<'a>,
+    /// `Some(None)`: it is too large to be judged.
+    metadata: OnceLock<Option<CelMap<'a>>>,
+    /// How often the interpreter asked.
+    #[cfg(test)]
+    pub asked: AtomicU64,
+}
+
+impl<'a> Lookup<'a> {
+    pub fn new(facts: &'a Facts<'a>) -> Self {
+        Self {
+            facts,
+            metadata: OnceLock::new(),
+            #[cfg(test)]
+            asked: AtomicU64::new(0),
+        }
+    }
+
+    pub fn metadata_is_too_large(&self) -> bool {
+        self.metadata.get().is_some_and(Option::is_none)
+    }
+}
+
+fn text<'b>(text: &'b str) -> CowVal<'b, 'b> {
+    CowVal::owned(CelString::from(text))
+}
+
+fn int<'b>(number: i64) -> CowVal<'b, 'b> {
+    CowVal::owned(CelInt::from(number))
+}
+
+impl VariableResolver for Lookup<'_> {
+    fn resolve<'b>(&'b self, name: &str) -> Option<CowVal<'b, 'b>> {
+        #[cfg(test)]
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        let facts = self.facts;
+        match name {
+            "user.id" => Some(text(facts.user.as_str())),
+            "user.account" => Some(text(facts.account.map_or("", AccountId::as_str))),
+            "tier.name" => Some(text(&facts.tier.name)),
+            "tier.rank" => Some(int(facts.tier.rank)),
+            "model" => Some(text(facts.model.unwrap_or_default())),
+            "provider" => Some(text(facts.provider.unwrap_or_default())),
+            "estimate" => Some(CowVal::owned(CelDouble::from(facts.estimate.dollars()))),
+            "input_tokens" => Some(int(facts.input_tokens)),
+            "output_tokens" => Some(int(facts.output_tokens)),
+            "budgets" => Some(CowVal::owned(BudgetsVal { budgets: facts.budgets, whose: Whose::Users })),
+            "global" => Some(CowVal::owned(BudgetsVal { budgets: facts.budgets, whose: Whose::Everybodys })),
+            "metadata" => {
+                let built = self.metadata.get_or_init(|| metadata::value(facts.metadata));
+                built.as_ref().map(|map| CowVal::Borrowed(map as &dyn Val))
+            }
+            // CEL's times are of these years, and arithmetic on others would leave what can be counted.
+            "now" if (1..=9999).contains(&facts.now.year()) => Some(CowVal::owned(CelTimestamp::from(facts.now.fixed_offset()))),
+            _ => {
+                let (whose, period, field) = budget_number(name)?;
+                let budget = BudgetsVal { budgets: facts.budgets, whose }.of(period)?;
+                budgets::number(budget, field).map(|number| CowVal::owned(CelDouble::from(number)))
+            }
+        }
+    }
+}
+
+/// Whether [`Lookup`] knows it as a whole, dots and all.
+pub(super) fn is_name(name: &str) -> bool {
+    let known = ["user.id", "user.account", "tier.name", "tier.rank"];
+    known.contains(&name) || budget_number(name).is_some_and(|(_, _, field)| budgets::FIELDS.contains(&field))
+}
+
+/// `budgets.daily.spent` taken apart.
+fn budget_number(name: &str) -> Option<(Whose, &str, &str)> {
+    let (root, rest) = name.split_once('.')?;
+    let whose = match root {
+        "budgets" => Whose::Users,
+        "global" => Whose::Everybodys,
+        _ => return None,
+    };
+    let (period, field) = rest.split_once('.')?;
+    Some((whose, period, field))
+}
