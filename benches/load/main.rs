@@ -6,6 +6,7 @@
 
 mod client;
 mod postgres;
+mod rules;
 #[expect(dead_code, clippy::expect_used, reason = "tests do more with them, and a server that does not start ends the run")]
 #[path = "../../tests/faults/servers.rs"]
 mod servers;
@@ -40,6 +41,8 @@ enum Command {
     Known(Known),
     /// How long checks take while usage floods in.
     Flood(Flood),
+    /// What a check costs with ten rules of the operator, to one without.
+    Rules(rules::Args),
     /// Start a Postgres of its own, and compare services on it with what people do first.
     Postgres(postgres::Args),
     /// Serve the baselines.
@@ -123,6 +126,7 @@ async fn main() -> Result<()> {
         Command::Known(args) => known(args).await,
         Command::Flood(args) => flood(args).await,
         Command::Bare { address, database, postgres } => service::serve_bare(address, &database, postgres.as_deref()).await,
+        Command::Rules(args) => rules::compare(args).await,
         Command::Postgres(args) => postgres::compare(args).await,
     }
 }
