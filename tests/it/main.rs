@@ -14,6 +14,7 @@ mod disk_full;
 mod durability;
 mod enforcement;
 mod events;
+mod explain;
 mod fake_stripe;
 mod holds;
 mod model;
