@@ -4,6 +4,7 @@ pub mod catalogue;
 mod check_config;
 mod copy;
 mod demo;
+mod explain;
 mod fake_stripe;
 mod keys;
 mod prices;
@@ -52,7 +53,7 @@ pub struct Cli {
 }
 
 const AFTER_HELP: &str = "Without a command, `serve`. Settings come from the environment and from .env; .env.example describes them.\n\n\
-Exit codes: 0 done; 1 failed; 2 the command line, a setting, tiers.yaml or prices.yaml is wrong; 3 `status` of a user who is blocked.";
+Exit codes: 0 done; 1 failed; 2 the command line, a setting, tiers.yaml or prices.yaml is wrong; 3 `status` or `explain` of a user who is blocked.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -68,6 +69,8 @@ enum Command {
     CheckConfig,
     /// Show a user's tier, budgets and what a check would answer now.
     Status(status::Args),
+    /// Say why a check of a user is answered as it is: tier, Stripe, every budget, holds and the last entries.
+    Explain(explain::Args),
     /// Compare everything with Stripe and mend what differs, or one customer; on SQLite the service must not be running.
     Sync(sync::Args),
     /// Recompute every counter from the ledger's rows, and say whether they agree (1 where they do not).
@@ -105,6 +108,7 @@ impl Cli {
             Command::FakeStripe(args) => fake_stripe::run(args, machine).await.map(|()| ExitCode::SUCCESS),
             Command::CheckConfig => check_config::run(&machine).map(|()| ExitCode::SUCCESS),
             Command::Status(args) => status::run(args, machine).await,
+            Command::Explain(args) => explain::run(args, machine).await,
             Command::Sync(args) => sync::run(args, &machine).await,
             Command::Verify => verify::run(&machine).await,
             Command::Copy(args) => copy::run(args, &machine).await,

@@ -9,6 +9,7 @@ mod corrections;
 mod enforcement;
 pub mod error;
 mod events;
+mod explain;
 mod grants;
 mod health;
 mod holds;
@@ -139,6 +140,7 @@ fn router(app: Arc<App>) -> Router {
     Router::new()
         .route("/v1/users/{user_id}/enforcement", get(enforcement::one))
         .route("/v1/enforcement", post(enforcement::several))
+        .route("/v1/users/{user_id}/explain", get(explain::show))
         .route("/v1/usage", post(usage::record))
         .route("/v1/corrections", post(corrections::create))
         .route("/v1/holds", get(holds::list).post(holds::create))

@@ -3,6 +3,7 @@
 pub mod cli;
 pub mod config;
 pub mod domain;
+pub mod explain;
 pub mod fake_stripe;
 pub mod http;
 pub mod meter;

@@ -13,7 +13,7 @@ use crate::domain::user::{TierSource, UserId};
 use crate::meter::{Meter, Settings, View};
 
 /// The exit code where the user is blocked.
-const BLOCKED: u8 = 3;
+pub(super) const BLOCKED: u8 = 3;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {

@@ -7,7 +7,7 @@ use super::catalogue::{Catalogue, Percent, Tier};
 use super::models::UnknownModel;
 use super::money::Money;
 use super::operation::{Consumption, Used};
-use super::pricing::{Parts, Price, PriceBook, Rates, Tokens};
+use super::pricing::{Applied, Parts, Price, PriceBook, Rates, Tokens};
 
 /// The price of a model in a tier: its own, or (then `true`) that of the model which it is priced as.
 pub(super) fn price<'b>(
@@ -37,8 +37,8 @@ struct Detail<'a> {
 }
 
 /// The prices that were applied, in dollars per million tokens.
-#[derive(Serialize)]
-struct Pricing<'a> {
+#[derive(Debug, Serialize)]
+pub struct Pricing<'a> {
     /// As the price book calls it.
     model: &'a str,
     /// It has no price of its own.
@@ -51,6 +51,24 @@ struct Pricing<'a> {
     #[serde(flatten)]
     rates: &'a Rates,
     markup_pct: Percent,
+}
+
+impl<'a> Pricing<'a> {
+    pub(super) fn new(price: &Price<'a>, price_as: bool, applied: &Applied<'a>, markup: Percent) -> Self {
+        Self {
+            model: &price.model.name,
+            price_as,
+            valid_from: applied.valid_from.map(|from| from.date_naive()),
+            above_input_tokens: applied.above,
+            rates: applied.rates,
+            markup_pct: markup,
+        }
+    }
+
+    /// As the price book calls it.
+    pub fn model(&self) -> &'a str {
+        self.model
+    }
 }
 
 /// A model that has no price, in a tier that refuses such.
@@ -69,15 +87,7 @@ pub(super) fn consumption(catalogue: &Catalogue, tier: &Tier, used: &Used, time:
             match price(&catalogue.prices, tier, model, used.provider.as_deref(), time) {
                 Some((price, price_as)) => {
                     let applied = price.apply(&tokens, tier.markup);
-                    let pricing = Pricing {
-                        model: &price.model.name,
-                        price_as,
-                        valid_from: applied.valid_from.map(|from| from.date_naive()),
-                        above_input_tokens: applied.above,
-                        rates: applied.rates,
-                        markup_pct: tier.markup,
-                    };
-                    (applied.cost, Some(pricing), false)
+                    (applied.cost, Some(Pricing::new(&price, price_as, &applied, tier.markup)), false)
                 }
                 None if tier.unknown_model == UnknownModel::Flag => (Money::ZERO, None, true),
                 None => return Err(Unpriced { model: model.to_owned() }),

@@ -150,7 +150,7 @@ impl Budget {
         Verdict { action, reason, budget: self, estimate }
     }
 
-    fn binding(&self) -> Binding {
+    pub fn binding(&self) -> Binding {
         Binding { scope: self.scope, period: self.period, source: self.source }
     }
 

@@ -97,6 +97,11 @@ impl Grants {
         self.in_order.is_empty()
     }
 
+    /// Those that can be drawn on at `now`, the one that ends earliest first.
+    pub fn open(&self, now: DateTime<Utc>) -> impl Iterator<Item = &Grant> {
+        self.in_order.iter().filter(move |grant| grant.is_open(now) && grant.left() != Money::ZERO)
+    }
+
     /// Whether what is spent at `now` may have to be drawn.
     pub fn may_draw(&self, now: DateTime<Utc>) -> bool {
         now < self.until

@@ -10,7 +10,7 @@ use super::decide::{Action, Budget, Decision, Reason, decide, most};
 use super::models::UnknownModel;
 use super::money::Money;
 use super::pricing::{Price, PriceBook, Tokens};
-use super::rules::Facts;
+use super::rules::{Facts, Tried};
 use super::user::{AccountId, UserId};
 
 /// A call that a caller asks about.
@@ -99,6 +99,12 @@ pub fn judge(catalogue: &Catalogue, caller: Caller<'_>, budgets: &[Budget], ask:
     if tier.rules.is_empty() { judged } else { judge.by_rules(judged, caller) }
 }
 
+/// What each of the tier's rules says of a call.
+pub fn rules_tried<'c>(catalogue: &Catalogue, caller: Caller<'c>, budgets: &[Budget], ask: &Ask, now: DateTime<Utc>) -> Vec<Tried<'c>> {
+    let judge = Judge { prices: &catalogue.prices, tier: caller.tier, budgets, ask, now };
+    caller.tier.rules.tried(&judge.facts(caller))
+}
+
 impl Judge<'_> {
     fn estimate(&self, model: Option<&str>) -> Estimate {
         let (Some(model), None) = (model, self.ask.cost) else { return Estimate::Costs(self.ask.cost.unwrap_or_default()) };
@@ -141,23 +147,28 @@ impl Judge<'_> {
         }
     }
 
-    /// What the operator's rules make of it: they may only be stricter. Of two that block the rule binds, since no reset lifts it.
-    fn by_rules(&self, judged: Judgement, caller: Caller<'_>) -> Judgement {
+    fn facts<'f>(&'f self, caller: Caller<'f>) -> Facts<'f> {
         let (ask, tokens) = (self.ask, self.ask.tokens.unwrap_or_default());
-        let asked = self.estimate(ask.model.as_deref());
-        let facts = Facts {
+        Facts {
             user: caller.user,
             account: caller.account,
             tier: self.tier,
             model: ask.model.as_deref(),
             provider: ask.provider.as_deref(),
-            estimate: asked.amount(),
+            estimate: self.estimate(ask.model.as_deref()).amount(),
             input_tokens: tokens.input,
             output_tokens: tokens.output,
             budgets: self.budgets,
             metadata: ask.metadata.as_ref(),
             now: self.now,
-        };
+        }
+    }
+
+    /// What the operator's rules make of it: they may only be stricter. Of two that block the rule binds, since no reset lifts it.
+    fn by_rules(&self, judged: Judgement, caller: Caller<'_>) -> Judgement {
+        let ask = self.ask;
+        let asked = self.estimate(ask.model.as_deref());
+        let facts = self.facts(caller);
         let Some(verdict) = self.tier.rules.judge(&facts) else { return judged };
         let stricter = judged.decision.action < verdict.action || verdict.action == Action::Block;
         if !stricter {

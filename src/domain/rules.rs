@@ -21,6 +21,8 @@ pub use self::facts::Facts;
 use self::facts::Lookup;
 pub use self::metadata::{METADATA_BYTES_MAX, METADATA_VALUES_MAX};
 pub use self::when::{EXPRESSION_BYTES_MAX, When};
+use serde::Serialize;
+
 use super::decide::Action;
 
 /// Rules that are judged for one check: more are a program, and that belongs into the application.
@@ -96,6 +98,25 @@ impl fmt::Debug for Rules {
     }
 }
 
+/// What came of one rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TriedOutcome {
+    Applies,
+    DoesNotApply,
+    /// It could not be judged, so it blocks.
+    Failed,
+}
+
+/// One rule that was tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Tried<'r> {
+    pub rule: &'r str,
+    pub when: &'r str,
+    pub action: Action,
+    pub outcome: TriedOutcome,
+}
+
 /// What the rules say of one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict<'r> {
@@ -151,6 +172,20 @@ impl Rules {
             return None;
         }
         self.judge_by(&Lookup::new(facts))
+    }
+
+    /// What each rule says, the strict ones too that a check would not come to any more.
+    pub fn tried(&self, facts: &Facts<'_>) -> Vec<Tried<'_>> {
+        let lookup = Lookup::new(facts);
+        let mut context = Context::with_env(ENV.clone());
+        context.set_variable_resolver(&lookup);
+        let outcome = |rule: &Rule| match rule.holds(&context) {
+            Ok(true) => TriedOutcome::Applies,
+            Ok(false) => TriedOutcome::DoesNotApply,
+            Err(_) => TriedOutcome::Failed,
+        };
+        let tried = |rule| Tried { rule: Rule::name(rule), when: rule.when.source(), action: rule.action, outcome: outcome(rule) };
+        self.0.iter().map(tried).collect()
     }
 
     fn judge_by(&self, lookup: &Lookup<'_>) -> Option<Verdict<'_>> {

@@ -5,6 +5,8 @@
 //! ([`Customer::after`]): a newer word replaces an older one, an end is final, and a tie within a second goes to the later stage of a
 //! subscription's life.
 
+mod explained;
+
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -12,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::catalogue::{Catalogue, ItemNames, PausedCollection, Tier};
 use super::period::BillingPeriod;
+pub use explained::{Explained, NamedBy};
 
 /// More subscriptions of one customer are not remembered: the ended ones that we heard of longest ago are forgotten first.
 const SUBSCRIPTIONS_MAX: usize = 500;
@@ -332,8 +335,7 @@ impl Customer {
     /// What the customer pays for at `now`.
     pub fn grant<'c>(&self, catalogue: &'c Catalogue, now: DateTime<Utc>) -> Grant<'c> {
         let grants = self.subscriptions.values().filter_map(|known| self.grant_of(known, catalogue, now));
-        let by_worth = |grant: &Grant<'_>| (grant.tier.map(|tier| tier.rank), grant.said_at);
-        grants.max_by_key(by_worth).unwrap_or_default()
+        grants.max_by_key(Grant::by_worth).unwrap_or_default()
     }
 
     fn grant_of<'c>(&self, known: &Subscription, catalogue: &'c Catalogue, now: DateTime<Utc>) -> Option<Grant<'c>> {
@@ -413,6 +415,13 @@ pub struct Grant<'c> {
     /// The quantity that is paid for; 1 where Stripe names none.
     pub seats: u64,
     said_at: Option<DateTime<Utc>>,
+}
+
+impl Grant<'_> {
+    /// Among several subscriptions the one with the highest tier decides, and of those the latest that we heard of.
+    fn by_worth(&self) -> (Option<i64>, Option<DateTime<Utc>>) {
+        (self.tier.map(|tier| tier.rank), self.said_at)
+    }
 }
 
 /// A matter for the operator: it does not change what the user may do, but somebody should know.

@@ -44,6 +44,15 @@ with_tokens! {
     }
 }
 
+impl Query {
+    /// The call that is asked about.
+    pub fn ask(self) -> Result<Ask, Problem> {
+        let cost = self.estimated_cost.as_deref().map(Money::parse).transpose();
+        let cost = cost.map_err(|error| Problem::invalid("estimated_cost", error))?;
+        self.counts().ask(cost, self.model, self.provider, None).map_err(|fault| call::problem(fault, ""))
+    }
+}
+
 /// `GET /v1/users/{user_id}/enforcement`
 pub async fn one(
     State(app): State<Arc<App>>,
@@ -52,10 +61,7 @@ pub async fn one(
     Params(query): Params<Query>,
 ) -> Result<Response, Problem> {
     require(&app, &key, Scope::Check).await?;
-    let cost = query.estimated_cost.as_deref().map(Money::parse).transpose();
-    let cost = cost.map_err(|error| Problem::invalid("estimated_cost", error))?;
-    let call = query.counts().ask(cost, query.model, query.provider, None).map_err(|fault| call::problem(fault, ""))?;
-    Ok(answer(&app, user, call).await)
+    Ok(answer(&app, user, query.ask()?).await)
 }
 
 /// The user's part of the path of [`one`], as it came.

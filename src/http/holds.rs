@@ -83,7 +83,7 @@ with_tokens! {
 
 /// A hold at one moment.
 #[derive(Debug, Serialize)]
-struct HoldView {
+pub struct HoldView {
     id: String,
     user_id: UserId,
     amount: Money,
@@ -102,7 +102,7 @@ struct HoldView {
 }
 
 impl HoldView {
-    fn of(hold: &Hold, now: DateTime<Utc>) -> Self {
+    pub fn of(hold: &Hold, now: DateTime<Utc>) -> Self {
         let (state, ended_at, captured) = match hold.end {
             Some(HoldEnd::Captured { cost, at, .. }) => ("captured", Some(at), Some(cost)),
             Some(HoldEnd::Released { at }) => ("released", Some(at), None),

@@ -132,7 +132,7 @@ pub struct ListQuery {
 }
 
 #[derive(Debug, Serialize)]
-struct EntryView {
+pub struct EntryView {
     id: String,
     kind: &'static str,
     cost: Money,

@@ -54,6 +54,8 @@ const PUT_CUSTOMER: &str = "INSERT INTO customers (customer, account_id, user_id
 const RELEASE: &str = "UPDATE customers SET user_id = NULL WHERE user_id = $1";
 const RELEASE_OF_ACCOUNT: &str = "UPDATE customers SET account_id = NULL WHERE account_id = $1";
 const AUDIT: &str = "INSERT INTO audit (at, key_id, account_id, user_id, change, reason) VALUES ($1, $2, $3, $4, $5, $6)";
+const CHANGED_BY: &str = "SELECT key_id FROM audit WHERE user_id = $1 AND at = $2 ORDER BY seq DESC LIMIT 1";
+const WRITTEN_AT: &str = "SELECT updated_at FROM customers WHERE customer = $1";
 
 /// Those of `users` that are known; the others are absent from the answer.
 pub async fn users(db: &mut Connection, users: &[UserId]) -> Result<HashMap<UserId, StoredUser>, StoreError> {
@@ -170,6 +172,17 @@ pub async fn write_audit(db: &mut Connection, audit: &Audit<'_>) -> Result<(), S
     let query = query.bind(audit.account.map(AccountId::as_str)).bind(audit.user.map(UserId::as_str));
     query.bind(&audit.change).bind(audit.reason).execute().await?;
     Ok(())
+}
+
+/// The key that changed the user by hand at `at`.
+pub async fn changed_by(db: &mut Connection, user: &UserId, at: DateTime<Utc>) -> Result<Option<String>, StoreError> {
+    db.query(CHANGED_BY).bind(user.as_str()).bind(micros(at)).scalar_optional().await
+}
+
+/// When our record of a Stripe customer was last written.
+pub async fn customer_written_at(db: &mut Connection, customer: &str) -> Result<Option<DateTime<Utc>>, StoreError> {
+    let at: Option<i64> = db.query(WRITTEN_AT).bind(customer).scalar_optional().await?;
+    at.map(from_micros).transpose()
 }
 
 fn read_user(row: &Row) -> Result<StoredUser, StoreError> {

@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 
 use super::accounts::{account_id, money, user_id};
 use super::backend::by_list;
+use super::ledger::Spender;
 use super::{Connection, Row, StoreError, fingerprint, from_micros, list, micros};
 use crate::domain::book::OpenHold;
 use crate::domain::operation::{Hold, HoldEnd};
@@ -22,6 +23,10 @@ const PAGE: &str = "SELECT * FROM holds WHERE seq < $1 AND ($2 IS NULL OR user_i
      WHEN 'open' THEN ended_at IS NULL AND $4 < expires_at WHEN 'expired' THEN ended_at IS NULL AND expires_at <= $4 \
      WHEN 'captured' THEN captured IS NOT NULL WHEN 'released' THEN ended_at IS NOT NULL AND captured IS NULL ELSE true END \
      ORDER BY seq DESC LIMIT $5";
+const NEXT_TO_EXPIRE: &str =
+    "SELECT * FROM holds WHERE user_id = $1 AND ended_at IS NULL AND $2 < expires_at ORDER BY expires_at, id LIMIT $3";
+const NEXT_TO_EXPIRE_OF_ACCOUNT: &str =
+    "SELECT * FROM holds WHERE account_id = $1 AND ended_at IS NULL AND $2 < expires_at ORDER BY expires_at, id LIMIT $3";
 
 /// Those of `ids` that there are.
 pub async fn by_id(db: &mut Connection, ids: &[&str]) -> Result<HashMap<String, Hold>, StoreError> {
@@ -80,6 +85,16 @@ pub async fn page(
     let query = db.query(PAGE).bind(before).bind(filter.user_id.as_ref().map(UserId::as_str)).bind(filter.state);
     let rows = query.bind(micros(now)).bind(limit).fetch_all().await?;
     rows.iter().map(|row| Ok((row.try_get("seq")?, read(row)?))).collect()
+}
+
+/// What is held at `now`, in the order in which it expires.
+pub async fn next_to_expire(db: &mut Connection, spender: Spender<'_>, now: DateTime<Utc>, limit: i64) -> Result<Vec<Hold>, StoreError> {
+    let (key, statement) = match spender {
+        Spender::User(user) => (user.as_str(), NEXT_TO_EXPIRE),
+        Spender::Account(account) => (account.as_str(), NEXT_TO_EXPIRE_OF_ACCOUNT),
+    };
+    let rows = db.query(statement).bind(key).bind(micros(now)).bind(limit).fetch_all().await?;
+    rows.iter().map(read).collect()
 }
 
 fn read_open(row: &Row) -> Result<OpenHold, StoreError> {

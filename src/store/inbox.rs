@@ -110,6 +110,8 @@ const ONE: &str =
 const PAGE: &str = "SELECT seq, event_id, kind, customer, received_at, applied_at, state, effect, alerts FROM inbox \
      WHERE seq < $1 AND ($2 IS NULL OR state = $2) AND ($3 IS NULL OR kind = $3) AND ($4 IS NULL OR customer = $4) \
      ORDER BY seq DESC LIMIT $5";
+const LAST_APPLIED: &str = "SELECT seq, event_id, kind, customer, received_at, applied_at, state, effect, alerts FROM inbox \
+     WHERE customer = $1 AND state IN ('applied', 'kept') ORDER BY seq DESC LIMIT 1";
 
 /// `false` where the event is there already.
 pub async fn accept(db: &mut Connection, arrival: Arrival<'_>) -> Result<bool, StoreError> {
@@ -178,6 +180,11 @@ pub struct Filter {
 pub async fn page(db: &mut Connection, filter: &Filter, before: i64, limit: i64) -> Result<Vec<Received>, StoreError> {
     let query = db.query(PAGE).bind(before).bind(filter.state.map(EventState::name)).bind(&filter.kind).bind(&filter.customer);
     query.bind(limit).fetch_all().await?.iter().map(read).collect()
+}
+
+/// The latest event that our record of the customer follows.
+pub async fn last_applied(db: &mut Connection, customer: &str) -> Result<Option<Received>, StoreError> {
+    db.query(LAST_APPLIED).bind(customer).fetch_optional().await?.as_ref().map(read).transpose()
 }
 
 fn read(row: &Row) -> Result<Received, StoreError> {

@@ -50,6 +50,10 @@ const ENTRIES_OF_ACCOUNT: &str = "SELECT CAST(COALESCE(SUM(entries), 0) AS BIGIN
 const ENTRIES: &str = "SELECT seq, id, kind, cost, happened_at, recorded_at, model, provider, input_tokens, output_tokens, metadata, detail FROM usage \
      WHERE user_id = $1 AND (happened_at < $2 OR (happened_at = $2 AND seq < $3)) AND $4 <= happened_at AND happened_at < $5 \
      ORDER BY happened_at DESC, seq DESC LIMIT $6";
+const LAST: &str = "SELECT user_id, seq, id, kind, cost, happened_at, recorded_at, model, provider, input_tokens, output_tokens, metadata, detail FROM usage \
+     WHERE user_id = $1 AND $2 <= happened_at ORDER BY happened_at DESC, seq DESC LIMIT $3";
+const LAST_OF_ACCOUNT: &str = "SELECT user_id, seq, id, kind, cost, happened_at, recorded_at, model, provider, input_tokens, output_tokens, metadata, detail \
+     FROM usage WHERE account_id = $1 AND $2 <= happened_at ORDER BY happened_at DESC, seq DESC LIMIT $3";
 const SUMS: &str = "SELECT CASE WHEN $4 THEN day END AS day, CASE WHEN $5 THEN model END AS model, \
      CAST(SUM(spent) AS BIGINT) AS spent, CAST(SUM(entries) AS BIGINT) AS entries, \
      CAST(SUM(input_tokens) AS BIGINT) AS input_tokens, CAST(SUM(output_tokens) AS BIGINT) AS output_tokens \
@@ -229,6 +233,21 @@ pub async fn entries(
     let query = db.query(ENTRIES).bind(user.as_str()).bind(micros(before.0)).bind(before.1);
     let query = query.bind(micros(stretch.from)).bind(micros(stretch.to)).bind(limit);
     query.fetch_all().await?.iter().map(read_entry).collect()
+}
+
+/// What was booked last since `from`, the latest first, and by whom.
+pub async fn last_entries(
+    db: &mut Connection,
+    spender: Spender<'_>,
+    from: DateTime<Utc>,
+    limit: i64,
+) -> Result<Vec<(UserId, StoredEntry)>, StoreError> {
+    let (key, statement) = match spender {
+        Spender::User(user) => (user.as_str(), LAST),
+        Spender::Account(account) => (account.as_str(), LAST_OF_ACCOUNT),
+    };
+    let rows = db.query(statement).bind(key).bind(micros(from)).bind(limit).fetch_all().await?;
+    rows.iter().map(|row| Ok((user_id(row.try_get("user_id")?)?, read_entry(row)?))).collect()
 }
 
 fn read_entry(row: &Row) -> Result<StoredEntry, StoreError> {

@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 
-use super::{Backend, Connection, Row, StoreError, corrupt, list, micros};
+use super::{Backend, Connection, Row, StoreError, corrupt, from_micros, list, micros};
 
 /// A number that is larger than every one before it.
 pub type Ticket = i64;
@@ -56,6 +56,36 @@ const FAILED: &str = "UPDATE requests SET tries = tries + 1, due_at = $3, given_
 const WAITS: &str = "SELECT 1 FROM requests WHERE subject = $1 AND due_at IS NOT NULL";
 const BACKLOG: &str = "SELECT (SELECT COUNT(*) FROM requests WHERE due_at IS NOT NULL) AS waiting, \
      (SELECT COUNT(*) FROM requests WHERE given_up_at IS NOT NULL) AS given_up";
+const QUESTION: &str = "SELECT applied_seq, tries, due_at, given_up_at, error FROM requests WHERE subject = $1";
+
+/// How it stands with asking Stripe about somebody.
+#[derive(Clone, Debug)]
+pub struct Question {
+    /// The question whose answer we have; 0 before the first.
+    pub answered: Ticket,
+    /// Questions in a row that failed.
+    pub tries: i64,
+    /// When Stripe is asked; `None` where there is nothing to ask, or where it was given up.
+    pub due_at: Option<DateTime<Utc>>,
+    pub given_up_at: Option<DateTime<Utc>>,
+    pub error: Option<String>,
+}
+
+/// `None` where Stripe never was to be asked about it.
+pub async fn question(db: &mut Connection, subject: &str) -> Result<Option<Question>, StoreError> {
+    let row = db.query(QUESTION).bind(subject).fetch_optional().await?;
+    let read = |row: Row| {
+        let (due_at, given_up_at): (Option<i64>, Option<i64>) = (row.try_get("due_at")?, row.try_get("given_up_at")?);
+        Ok(Question {
+            answered: row.try_get("applied_seq")?,
+            tries: row.try_get("tries")?,
+            due_at: due_at.map(from_micros).transpose()?,
+            given_up_at: given_up_at.map(from_micros).transpose()?,
+            error: row.try_get("error")?,
+        })
+    };
+    row.map(read).transpose()
+}
 
 /// Takes the next number. The caller's transaction makes it last.
 pub async fn ticket(db: &mut Connection) -> Result<Ticket, StoreError> {

@@ -15,6 +15,7 @@ mod disk_full;
 mod durability;
 mod enforcement;
 mod events;
+mod explain;
 mod fake_stripe;
 mod grants;
 mod holds;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 const LINES_MAX: usize = 500;
 
 /// Room → the rooms that it may use. `main` and `cli` may use all.
-const DOORS: [(&str, &[&str]); 11] = [
+const DOORS: [(&str, &[&str]); 12] = [
     ("lib", &[]),
     ("config", &["store", "stripe"]),
     ("domain", &[]),
@@ -16,8 +16,9 @@ const DOORS: [(&str, &[&str]); 11] = [
     ("meter", &["store", "domain"]),
     ("sync", &["store", "stripe", "domain"]),
     ("upgrade", &["sync", "store", "stripe", "domain"]),
-    ("http", &["upgrade", "meter", "sync", "store", "stripe", "domain"]),
-    ("cli", &["config", "fake_stripe", "http", "upgrade", "meter", "sync", "store", "stripe", "domain"]),
+    ("explain", &["meter", "store", "domain"]),
+    ("http", &["explain", "upgrade", "meter", "sync", "store", "stripe", "domain"]),
+    ("cli", &["config", "fake_stripe", "http", "explain", "upgrade", "meter", "sync", "store", "stripe", "domain"]),
 ];
 
 /// What is written in these rooms only.
