@@ -56,11 +56,12 @@ impl Written {
 
 impl Reader {
     fn price_book(&mut self, root: &Node) -> Option<PriceBook> {
-        let fields = self.fields(root, "the file", &["as_of", "sources", "models"])?;
+        let fields = self.fields(root, "the file", &["as_of", "sources", "providers", "models"])?;
         let as_of = fields.get("as_of").and_then(|node| self.parsed(node, "as_of", date));
         if let Some(node) = fields.get("sources") {
             self.names(node, "sources");
         }
+        let providers = fields.get("providers").map(|node| self.providers(node)).unwrap_or_default();
         let Some(node) = fields.get("models").copied() else {
             self.problem(&Span::new_blank(), "`models` is missing; describe each model's prices below it");
             return None;
@@ -70,7 +71,20 @@ impl Reader {
         for (name, node) in self.mapping(node, "models")? {
             models.extend(self.model(name, node, &mut known));
         }
-        Some(PriceBook::new(as_of, models))
+        Some(PriceBook::new(as_of, providers, models))
+    }
+
+    /// Each provider's other names.
+    fn providers(&mut self, node: &Node) -> HashMap<String, String> {
+        let mut known: HashMap<String, String> = HashMap::new();
+        for (provider, node) in self.mapping(node, "providers").into_iter().flatten() {
+            for alias in self.names(node, provider.as_str()) {
+                if known.insert(alias.as_str().to_ascii_lowercase(), provider.as_str().to_owned()).is_some() {
+                    self.problem(alias.span(), format!("`{}` is another provider's name already", alias.as_str()));
+                }
+            }
+        }
+        known
     }
 
     fn model(&mut self, name: &MarkedScalarNode, node: &Node, known: &mut HashMap<String, (String, usize)>) -> Option<(Model, Vec<Glob>)> {

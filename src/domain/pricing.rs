@@ -154,6 +154,8 @@ impl Model {
 pub struct PriceBook {
     /// The day of which its prices are.
     pub as_of: Option<NaiveDate>,
+    /// Other names of providers, in small letters, and the ones that models are listed under.
+    providers: HashMap<String, String>,
     models: Vec<Model>,
     exact: HashMap<String, usize>,
     /// The ones that say more come first.
@@ -212,8 +214,8 @@ impl<'b> Price<'b> {
 
 impl PriceBook {
     /// `names` are those that each model is known by, its own among them. The caller has seen that no name stands twice.
-    pub(super) fn new(as_of: Option<NaiveDate>, models: Vec<(Model, Vec<Glob>)>) -> Self {
-        let mut book = Self { as_of, ..Self::default() };
+    pub(super) fn new(as_of: Option<NaiveDate>, providers: HashMap<String, String>, models: Vec<(Model, Vec<Glob>)>) -> Self {
+        let mut book = Self { as_of, providers, ..Self::default() };
         for (place, (model, names)) in models.into_iter().enumerate() {
             for name in names {
                 if name.is_exact() {
@@ -235,6 +237,7 @@ impl PriceBook {
     /// The model of this name: as `provider/name` where that stands in the book, else by its name alone. A name that says its provider
     /// itself (`openai/gpt-4o`) is read so.
     pub fn model(&self, name: &str, provider: Option<&str>) -> Option<&Model> {
+        let provider = provider.map(|provider| self.provider(provider));
         if let Some(provider) = provider
             && let Some(model) = self.named(&format!("{provider}/{name}"), Some(provider))
         {
@@ -242,8 +245,13 @@ impl PriceBook {
         }
         self.named(name, provider).or_else(|| {
             let (said, rest) = name.split_once('/').filter(|_| provider.is_none())?;
-            self.named(rest, Some(said))
+            self.model(rest, Some(said))
         })
+    }
+
+    /// The name that models are listed under.
+    fn provider<'a>(&'a self, name: &'a str) -> &'a str {
+        self.providers.get(&name.to_ascii_lowercase()).map_or(name, String::as_str)
     }
 
     fn named(&self, name: &str, provider: Option<&str>) -> Option<&Model> {

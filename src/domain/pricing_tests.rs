@@ -49,7 +49,7 @@ fn the_starter_book_costs_what_vendors_publish() {
 #[test]
 fn prices_are_found_by_name_alias_pattern_provider_and_date() {
     let book = book(
-        "models:\n  a: { provider: one, aliases: [a-latest, a-2024-*], input: 1, output: 2 }\n  \
+        "providers: { two: [cloud.two] }\nmodels:\n  a: { provider: one, aliases: [a-latest, a-2024-*], input: 1, output: 2 }\n  \
          a-2024-05-*: { provider: one, input: 5, output: 5 }\n  two/a: { provider: two, input: 3, output: 3 }\n  \
          dated: { prices: [{ valid_from: 2024-10-02, input: 2 }, { valid_from: 2024-05-13, input: 5 }] }\n",
     );
@@ -66,6 +66,8 @@ fn prices_are_found_by_name_alias_pattern_provider_and_date() {
     check("a-2024-05-13", None, now, Some("5"));
     check("a", Some("two"), now, Some("3"));
     check("two/a", None, now, Some("3"));
+    check("a", Some("Cloud.Two"), now, Some("3"));
+    check("cloud.two/a", None, now, Some("3"));
     check("one/a", None, now, Some("1"));
     check("a", Some("three"), now, None);
     check("b", None, now, None);

@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::app::{ADMIN_KEY, TIERS, TestApp, on_each_database};
 
 /// Every door that needs a key: method, path, the scope that opens it.
-const DOORS: [(&str, &str, &str); 24] = [
+const DOORS: [(&str, &str, &str); 26] = [
     ("GET", "/v1/users/u/enforcement", "check"),
     ("POST", "/v1/enforcement", "check"),
     ("POST", "/v1/usage", "write"),
@@ -19,7 +19,9 @@ const DOORS: [(&str, &str, &str); 24] = [
     ("GET", "/v1/users/u/grants", "check"),
     ("POST", "/v1/users/u/grants", "admin"),
     ("DELETE", "/v1/users/u/grants/g", "admin"),
+    ("GET", "/v1/users/u/explain", "check"),
     ("GET", "/v1/tiers", "check"),
+    ("GET", "/v1/prices", "check"),
     ("GET", "/v1/users", "admin"),
     ("PUT", "/v1/users/u", "admin"),
     ("GET", "/v1/events", "admin"),
