@@ -18,10 +18,15 @@ CREATE TABLE holds_anew (
     captured        INTEGER,
     end_fingerprint BLOB,
     -- What was answered when it was admitted.
-    answer          TEXT    NOT NULL
+    answer          TEXT    NOT NULL,
+    -- Whom the caller named with the model.
+    provider        TEXT
 ) STRICT;
 
-INSERT INTO holds_anew SELECT * FROM holds;
+INSERT INTO holds_anew SELECT *, NULL FROM holds;
+-- Numbers go on where they were, also where the last rows are gone.
+DELETE FROM sqlite_sequence WHERE name = 'holds_anew';
+INSERT INTO sqlite_sequence (name, seq) SELECT 'holds_anew', seq FROM sqlite_sequence WHERE name = 'holds';
 DROP TABLE holds;
 ALTER TABLE holds_anew RENAME TO holds;
 

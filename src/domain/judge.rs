@@ -43,6 +43,8 @@ pub struct Judgement {
     pub estimate: Money,
     /// The model to use: on DEGRADE the cheaper one, else the one that was asked for.
     pub model: Option<String>,
+    /// The provider that was named with it; none where it is another model.
+    pub provider: Option<String>,
     /// How many tokens may come out of that model for what is left, where tokens were given and something bounds them.
     pub max_affordable_output_tokens: Option<i64>,
     /// It has no price, and the tier lets it pass all the same.
@@ -105,6 +107,17 @@ pub fn rules_tried<'c>(catalogue: &Catalogue, caller: Caller<'c>, budgets: &[Bud
     caller.tier.rules.tried(&judge.facts(caller))
 }
 
+/// What a call may cost by its tokens with `model`, where they were given and it has a price (or needs none).
+pub fn cost_by_tokens(catalogue: &Catalogue, tier: &Tier, ask: &Ask, model: &str, now: DateTime<Utc>) -> Option<Money> {
+    let ask = Ask { cost: None, ..ask.clone() };
+    ask.tokens.as_ref()?;
+    match (Judge { prices: &catalogue.prices, tier, budgets: &[], ask: &ask, now }).estimate(Some(model)) {
+        Estimate::Costs(amount) => Some(amount),
+        Estimate::Free => Some(Money::ZERO),
+        Estimate::Flagged | Estimate::Unknown => None,
+    }
+}
+
 impl Judge<'_> {
     fn estimate(&self, model: Option<&str>) -> Estimate {
         let (Some(model), None) = (model, self.ask.cost) else { return Estimate::Costs(self.ask.cost.unwrap_or_default()) };
@@ -137,9 +150,8 @@ impl Judge<'_> {
     }
 
     fn degraded(&self, decision: Decision, estimate: Estimate, model: Option<&str>) -> Judgement {
-        let target = self
-            .targets(model)
-            .find(|target| model.is_none_or(|model| !self.is_dearer(target, model) && !self.costs_as_much(target, model)));
+        let is_cheaper = |target: &&str| model.is_none_or(|model| !self.is_dearer(target, model) && !self.costs_as_much(target, model));
+        let target = self.targets(model).filter(is_cheaper).find(|target| self.is_payable(target));
         match target {
             Some(target) => self.judgement(decision, self.estimate(Some(target)), Some(target)),
             // What was asked for is a fallback itself, or nothing is cheaper.
@@ -186,9 +198,8 @@ impl Judge<'_> {
     /// What the tier does not include is replaced by what it names instead, where that can be paid.
     fn not_in_tier(&self, model: &str) -> Judgement {
         let tier = &self.tier.name;
-        let payable = |target: &&str| decide(self.budgets, self.estimate(Some(target)).amount()).action != Action::Block;
         let mut targets = self.targets(Some(model)).filter(|target| !self.is_dearer(target, model));
-        let (action, instead) = match targets.find(payable) {
+        let (action, instead) = match targets.find(|target| self.is_payable(target)) {
             Some(target) => (Action::Degrade, Some(target)),
             None => (Action::Block, None),
         };
@@ -198,6 +209,14 @@ impl Judge<'_> {
         };
         let decision = Decision { action, reason: Reason::ModelNotInTier, binding: None, message, retry_at: None };
         self.judgement(decision, self.estimate(instead.or(Some(model))), instead.or(Some(model)))
+    }
+
+    /// Whether the budgets let a call of it through.
+    fn is_payable(&self, target: &str) -> bool {
+        match self.estimate(Some(target)) {
+            Estimate::Free => true,
+            estimate => decide(self.budgets, estimate.amount()).action != Action::Block,
+        }
     }
 
     /// Whom the tier names instead of `model`, in the order of its steps, as far as it may use them and they have a price where one is
@@ -224,8 +243,8 @@ impl Judge<'_> {
         by_cost: impl Fn(Money, Money) -> bool,
         by_price: impl Fn(Price<'_>, Price<'_>) -> bool,
     ) -> bool {
-        let own = self.prices.price(model, self.provider_of(model), self.now);
-        let Some((target, model)) = self.prices.price(target, self.provider_of(target), self.now).zip(own) else { return false };
+        let price = |model: &str| price(self.prices, self.tier, model, self.provider_of(model), self.now).map(|(price, _)| price);
+        let Some((target, model)) = price(target).zip(price(model)) else { return false };
         match &self.ask.tokens {
             Some(tokens) => by_cost(target.cost(tokens, self.tier.markup), model.cost(tokens, self.tier.markup)),
             None => by_price(target, model),
@@ -238,7 +257,8 @@ impl Judge<'_> {
             (Action::Allow | Action::Warn | Action::Block, _) => None,
         };
         let (estimate, is_unpriced) = (estimate.amount(), estimate == Estimate::Flagged);
-        Judgement { decision, estimate, model: model.map(str::to_owned), max_affordable_output_tokens, is_unpriced, rule: None }
+        let provider = model.and_then(|model| self.provider_of(model)).map(str::to_owned);
+        Judgement { decision, estimate, model: model.map(str::to_owned), provider, max_affordable_output_tokens, is_unpriced, rule: None }
     }
 
     fn most_output(&self, model: Option<&str>) -> Option<i64> {

@@ -118,6 +118,20 @@ fn a_model_without_a_price_never_costs_nothing_in_silence() {
 }
 
 #[test]
+fn a_degrade_target_fits_what_is_left_also_where_what_was_asked_for_has_no_price() {
+    // Nothing is known of `new`, so it counts nothing; `small` would need more than is left.
+    let flags = "degrade_to: { default: small }, unknown_model: flag";
+    check(flags, "0.95", &call("new", 1000, 1_000_000), (Action::Degrade, Reason::DegradeThreshold, "new", "0"));
+    check(flags, "0.95", &call("new", 1000, 1000), (Action::Degrade, Reason::DegradeThreshold, "small", "0.0004"));
+    // `new` costs what `mid` does, so `twist` is no cheaper for a call with much input.
+    let as_mid = "degrade_to: { default: twist }, unknown_model: { price_as: mid }";
+    check(as_mid, "0.95", &call("new", 1000, 10), (Action::Degrade, Reason::DegradeThreshold, "new", "0.00103"));
+    // A free fallback is there however full the budget is.
+    let free = "models: { deny: [big] }, degrade_to: { default: free }";
+    check(free, "1", &call("big", 1000, 1000), (Action::Degrade, Reason::ModelNotInTier, "free", "0"));
+}
+
+#[test]
 fn a_model_that_costs_nothing_is_never_in_the_way_of_a_budget() {
     check(STEPS, "2", &call("free", 1000, 1000), (Action::Allow, Reason::FreeModel, "free", "0"));
     check(STEPS, "2", &Ask { model: Some("free".to_owned()), ..Ask::default() }, (Action::Allow, Reason::FreeModel, "free", "0"));

@@ -12,7 +12,7 @@ use super::changes::Changes;
 use super::cost::{self, Unpriced};
 use super::decide::{Action, Budget, Reason, Scope, most};
 use super::grants::{Draw, Grants};
-use super::judge::{Ask, Caller, judge};
+use super::judge::{Ask, Caller, cost_by_tokens, judge};
 use super::money::Money;
 use super::operation::{
     Booked, Consumption, Correction, Entry, EntryKind, Hold, HoldAsk, HoldEnd, IfShort, Judged, Operation, Outcome, Receipt, Refusal,
@@ -152,7 +152,8 @@ impl Ledger {
                     let cost = consumption.cost;
                     let total = spent.entry(&usage.user_id).or_insert(self.payer(&usage.user_id)?.book.total());
                     *total = total.checked_add(cost).ok_or(Refusal::TotalOutOfRange { index })?;
-                    let booked = Booked { fingerprint, cost, time, recorded_at: now };
+                    let unpriced = consumption.is_unpriced();
+                    let booked = Booked { fingerprint, cost, unpriced, time, recorded_at: now };
                     fresh.insert(&usage.id, booked);
                     let (id, user_id) = (usage.id.clone(), usage.user_id.clone());
                     let account = self.account_of(&user_id)?;
@@ -191,6 +192,11 @@ impl Ledger {
         {
             // What is held for less than was asked is judged by what is held.
             judgement = judge(catalogue, caller, &budgets, &Ask { cost: Some(left), ..ask.call.clone() }, now);
+            let named = judgement.model.as_deref().filter(|_| ask.call.cost.is_none());
+            // A cheaper model that is named instead may need less than that.
+            if let Some(cost) = named.and_then(|model| cost_by_tokens(catalogue, caller.tier, &ask.call, model, now)) {
+                judgement.estimate = cost.min(left);
+            }
         }
         let amount = judgement.estimate;
         if judgement.decision.action == Action::Block {
@@ -209,6 +215,7 @@ impl Ledger {
             account,
             amount,
             model: judgement.model.clone(),
+            provider: judgement.provider.clone(),
             created_at: now,
             expires_at: now + ask.ttl,
             fingerprint: ask.fingerprint(),
@@ -228,12 +235,15 @@ impl Ledger {
         let fingerprint = used.fingerprint(None, None);
         match hold.end {
             Some(HoldEnd::Captured { fingerprint: first, .. }) if first == fingerprint => {
-                return Ok(Outcome::Ended { hold: Box::new(hold), repeated: true });
+                return Ok(Outcome::Ended { hold: Box::new(hold), repeated: true, unpriced: false });
             }
             Some(_) => return Err(Refusal::HoldEnded(Box::new(hold))),
             None => {}
         }
-        let used = Used { model: used.model.clone().or(hold.model.clone()), ..used.clone() };
+        let used = match used.model {
+            Some(_) => used.clone(),
+            None => Used { model: hold.model.clone(), provider: used.provider.clone().or(hold.provider.clone()), ..used.clone() },
+        };
         let consumption = self.consumption(&hold.user_id, &used, 0, now, catalogue, now)?;
         let pool = hold.account.as_ref().and_then(|account| self.accounts.get(account));
         if !self.payer(&hold.user_id)?.book.can_add(consumption.cost) || pool.is_some_and(|pool| !pool.can_add(consumption.cost)) {
@@ -241,19 +251,20 @@ impl Ledger {
         }
         let end = HoldEnd::Captured { cost: consumption.cost, at: now, fingerprint };
         let hold = self.end_hold(hold, end)?;
-        let booked = Booked { fingerprint, cost: consumption.cost, time: now, recorded_at: now };
+        let unpriced = consumption.is_unpriced();
+        let booked = Booked { fingerprint, cost: consumption.cost, unpriced, time: now, recorded_at: now };
         let (id, user_id, account) = (hold_id.to_owned(), hold.user_id.clone(), hold.account.clone());
         self.book(Entry { kind: EntryKind::Capture, id, user_id, account, consumption, booked }, catalogue, now)?;
-        Ok(Outcome::Ended { hold: Box::new(hold), repeated: false })
+        Ok(Outcome::Ended { hold: Box::new(hold), repeated: false, unpriced })
     }
 
     fn release(&mut self, hold_id: &str, now: DateTime<Utc>) -> Result<Outcome, Refusal> {
         let hold = self.holds.get(hold_id).ok_or_else(|| Refusal::NoSuchHold(hold_id.to_owned()))?.clone();
         match hold.end {
-            Some(HoldEnd::Released { .. }) => Ok(Outcome::Ended { hold: Box::new(hold), repeated: true }),
+            Some(HoldEnd::Released { .. }) => Ok(Outcome::Ended { hold: Box::new(hold), repeated: true, unpriced: false }),
             None if hold.is_open(now) => {
                 let hold = self.end_hold(hold, HoldEnd::Released { at: now })?;
-                Ok(Outcome::Ended { hold: Box::new(hold), repeated: false })
+                Ok(Outcome::Ended { hold: Box::new(hold), repeated: false, unpriced: false })
             }
             None | Some(HoldEnd::Captured { .. }) => Err(Refusal::HoldEnded(Box::new(hold))),
         }
@@ -286,7 +297,7 @@ impl Ledger {
             return Ok(receipt(&correction.id, &correction.user_id, *booked, true));
         }
         let account = self.corrected_account(correction)?;
-        let booked = Booked { fingerprint, cost: correction.amount, time: correction.time, recorded_at: now };
+        let booked = Booked { fingerprint, cost: correction.amount, unpriced: false, time: correction.time, recorded_at: now };
         let (id, user_id) = (correction.id.clone(), correction.user_id.clone());
         self.book(Entry { kind: EntryKind::Correction, id, user_id, account, consumption, booked }, catalogue, now)?;
         self.corrections.push(correction.clone());
@@ -398,7 +409,7 @@ impl Ledger {
 
 fn receipt(id: &str, user: &UserId, booked: Booked, repeated: bool) -> Receipt {
     let (id, user_id) = (id.to_owned(), user.clone());
-    Receipt { id, user_id, cost: booked.cost, time: booked.time, recorded_at: booked.recorded_at, repeated }
+    Receipt { id, user_id, cost: booked.cost, time: booked.time, recorded_at: booked.recorded_at, unpriced: booked.unpriced, repeated }
 }
 
 const SECONDS_PER_DAY: i64 = 86_400;

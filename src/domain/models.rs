@@ -34,9 +34,12 @@ impl Models {
             return true;
         }
         let with_provider = provider.map(|provider| format!("{provider}/{model}"));
-        let without = model.split_once('/').map(|(_, rest)| rest);
+        let as_listed = provider.map(|provider| format!("{}/{model}", prices.provider(provider)));
+        let parts = model.split_once('/');
+        let said_as_listed = parts.map(|(said, rest)| format!("{}/{rest}", prices.provider(said)));
+        let without = parts.map(|(_, rest)| rest);
         let in_book = prices.model(model, provider).map(|model| model.name.as_str());
-        let names = [Some(model), with_provider.as_deref(), without, in_book];
+        let names = [Some(model), with_provider.as_deref(), as_listed.as_deref(), said_as_listed.as_deref(), without, in_book];
         let among = |globs: &[Glob]| names.iter().flatten().any(|name| globs.iter().any(|glob| glob.matches(name)));
         !among(&self.deny) && self.allow.as_deref().is_none_or(among)
     }
@@ -67,5 +70,8 @@ mod tests {
         check(&allows, "llama", Some("groq"), true);
         check(&allows, "llama", Some("together"), false);
         check(&allows, "groq/llama", None, true);
+        let denies = Models { allow: None, deny: globs(&["openai/*"]) };
+        check(&denies, "o1", Some("OpenAI"), false);
+        check(&denies, "OpenAI/o1", None, false);
     }
 }

@@ -46,6 +46,18 @@ pub struct Consumption {
     pub detail: Option<String>,
 }
 
+impl Consumption {
+    /// Whether it cost nothing because its model has no price.
+    pub fn is_unpriced(&self) -> bool {
+        self.detail.as_deref().is_some_and(tells_unpriced)
+    }
+}
+
+/// Whether a [`Consumption::detail`] says so. It is the last of its fields.
+pub fn tells_unpriced(detail: &str) -> bool {
+    detail.ends_with("\"unpriced\":true}")
+}
+
 /// One usage record as the caller gave it, checked at the door.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Usage {
@@ -210,6 +222,8 @@ impl HoldAsk {
 pub struct Booked {
     pub fingerprint: Fingerprint,
     pub cost: Money,
+    /// The model had no price, so it cost nothing.
+    pub unpriced: bool,
     pub time: DateTime<Utc>,
     pub recorded_at: DateTime<Utc>,
 }
@@ -231,6 +245,8 @@ pub struct Receipt {
     pub cost: Money,
     pub time: DateTime<Utc>,
     pub recorded_at: DateTime<Utc>,
+    /// The model had no price, so it cost nothing.
+    pub unpriced: bool,
     /// It had been booked before; this is the first answer again.
     pub repeated: bool,
 }
@@ -251,6 +267,7 @@ pub struct Hold {
     pub account: Option<AccountId>,
     pub amount: Money,
     pub model: Option<String>,
+    pub provider: Option<String>,
     pub created_at: DateTime<Utc>,
     pub expires_at: DateTime<Utc>,
     pub fingerprint: Fingerprint,
@@ -313,6 +330,8 @@ pub enum Outcome {
     Ended {
         hold: Box<Hold>,
         repeated: bool,
+        /// The model of what was captured just now had no price, so it cost nothing.
+        unpriced: bool,
     },
     Extended(Box<Hold>),
     Corrected(Receipt),

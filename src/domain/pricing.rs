@@ -154,7 +154,7 @@ impl Model {
 pub struct PriceBook {
     /// The day of which its prices are.
     pub as_of: Option<NaiveDate>,
-    /// Other names of providers, in small letters, and the ones that models are listed under.
+    /// All names of providers, in small letters, and the ones that models are listed under.
     providers: HashMap<String, String>,
     models: Vec<Model>,
     exact: HashMap<String, usize>,
@@ -216,6 +216,9 @@ impl PriceBook {
     /// `names` are those that each model is known by, its own among them. The caller has seen that no name stands twice.
     pub(super) fn new(as_of: Option<NaiveDate>, providers: HashMap<String, String>, models: Vec<(Model, Vec<Glob>)>) -> Self {
         let mut book = Self { as_of, providers, ..Self::default() };
+        for provider in models.iter().filter_map(|(model, _)| model.provider.clone()) {
+            book.providers.entry(provider.to_ascii_lowercase()).or_insert(provider);
+        }
         for (place, (model, names)) in models.into_iter().enumerate() {
             for name in names {
                 if name.is_exact() {
@@ -244,13 +247,14 @@ impl PriceBook {
             return Some(model);
         }
         self.named(name, provider).or_else(|| {
-            let (said, rest) = name.split_once('/').filter(|_| provider.is_none())?;
-            self.model(rest, Some(said))
+            let (said, rest) = name.split_once('/')?;
+            let same = provider.is_none_or(|provider| self.provider(said).eq_ignore_ascii_case(provider));
+            if same { self.model(rest, Some(said)) } else { None }
         })
     }
 
-    /// The name that models are listed under.
-    fn provider<'a>(&'a self, name: &'a str) -> &'a str {
+    /// The name of a provider that models are listed under.
+    pub fn provider<'a>(&'a self, name: &'a str) -> &'a str {
         self.providers.get(&name.to_ascii_lowercase()).map_or(name, String::as_str)
     }
 

@@ -209,9 +209,18 @@ struct Settled {
 }
 
 async fn settle(app: &App, operation: Operation) -> Result<Response, Problem> {
+    let model = match &operation {
+        Operation::Capture { used, .. } => used.model.clone(),
+        Operation::Record(_) | Operation::Hold(_) | Operation::Release { .. } | Operation::Extend { .. } | Operation::Correct(_) => None,
+    };
     let reply = app.meter.submit(operation, None).await.map_err(|error| Problem::from_priced_write(app, error, false))?;
     let (hold, repeated) = match reply.outcome {
-        Outcome::Ended { hold, repeated } => (hold, repeated),
+        Outcome::Ended { hold, repeated, unpriced } => {
+            if unpriced {
+                app.notices.saw_unpriced(model.as_deref().or(hold.model.as_deref()).unwrap_or_default(), app.now());
+            }
+            (hold, repeated)
+        }
         Outcome::Extended(hold) => (hold, false),
         Outcome::Recorded(_) | Outcome::Held { .. } | Outcome::NotHeld { .. } | Outcome::Corrected(_) => {
             return Err(Problem::from_write(WriteError::Unconfirmed, false));

@@ -76,6 +76,9 @@ struct ReceiptView {
     cost: Money,
     time: Moment,
     recorded_at: Moment,
+    /// The model has no price, so it counts nothing.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    unpriced: bool,
     repeated: bool,
 }
 
@@ -87,6 +90,7 @@ impl From<Receipt> for ReceiptView {
             cost: receipt.cost,
             time: Moment(receipt.time),
             recorded_at: Moment(receipt.recorded_at),
+            unpriced: receipt.unpriced,
             repeated: receipt.repeated,
         }
     }
@@ -113,7 +117,12 @@ pub async fn record(
         let prefix = if is_list { format!("[{index}].") } else { String::new() };
         usages.push(record.into_usage(now).map_err(|fault| call::problem(fault, &prefix))?);
     }
+    // A copy of their names costs something, so it is made only where one may be needed.
+    let models: Vec<Option<String>> = usages.iter().map(|usage| usage.used.model.clone().filter(|_| usage.used.cost.is_none())).collect();
     let receipts = app.meter.record(usages).await.map_err(|error| Problem::from_priced_write(&app, error, is_list))?;
+    for (model, _) in models.iter().zip(&receipts).filter(|(_, receipt)| receipt.unpriced && !receipt.repeated) {
+        app.notices.saw_unpriced(model.as_deref().unwrap_or_default(), now);
+    }
     let mut results: Vec<ReceiptView> = receipts.into_iter().map(ReceiptView::from).collect();
     match if is_list { None } else { results.pop() } {
         Some(only) => Ok(Json(only).into_response()),

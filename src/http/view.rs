@@ -142,14 +142,14 @@ impl<'c> DecisionView<'c> {
 
     pub fn of(app: &'c App, user: &UserId, standing: &Standing<'c>, budgets: &[Budget], judged: Judgement) -> Self {
         let tier = standing.tier;
-        let Judgement { decision, model, max_affordable_output_tokens, is_unpriced, rule, .. } = judged;
+        let Judgement { decision, model, provider, max_affordable_output_tokens, is_unpriced, rule, .. } = judged;
         if let Some(rule) = rule.as_ref().filter(|rule| rule.failed) {
             app.notices.saw_failed_rule(&rule.name, &decision.message, app.now());
         }
         if is_unpriced || decision.reason == Reason::UnknownModel {
             app.notices.saw_unpriced(model.as_deref().unwrap_or_default(), app.now());
         }
-        let more = More::of(app, user, standing, &decision, model.as_deref());
+        let more = More::of(app, user, standing, &decision, model.as_deref(), provider.as_deref());
         Self {
             user_id: user.clone(),
             tier: &tier.name,
@@ -200,7 +200,15 @@ pub fn judged(app: &App, user: &UserId, view: &View<'_>, call: &Ask) -> Judgemen
     let hard = view.budgets.iter().any(|budget| budget.thresholds.block.is_some());
     if hard && !app.meter.is_writable(app.now()) {
         let (decision, model, estimate) = (store_unavailable(), call.model.clone(), call.cost.unwrap_or_default());
-        return Judgement { decision, estimate, model, max_affordable_output_tokens: None, is_unpriced: false, rule: None };
+        return Judgement {
+            decision,
+            estimate,
+            model,
+            provider: call.provider.clone(),
+            max_affordable_output_tokens: None,
+            is_unpriced: false,
+            rule: None,
+        };
     }
     let caller = Caller { user, account: view.payer.profile.account.as_ref(), tier: view.standing.tier };
     judge(&app.catalogue, caller, &view.budgets, call, app.now())
@@ -215,7 +223,7 @@ struct More<'c> {
 }
 
 impl<'c> More<'c> {
-    fn of(app: &'c App, user: &UserId, standing: &Standing<'c>, decision: &Decision, model: Option<&str>) -> Self {
+    fn of(app: &'c App, user: &UserId, standing: &Standing<'c>, decision: &Decision, model: Option<&str>, provider: Option<&str>) -> Self {
         let tier = standing.tier;
         // No tier lifts a budget of all users together, nor the user's own cap, so nobody is sent to pay for one.
         let source = decision.binding.map(|binding| binding.source);
@@ -223,7 +231,7 @@ impl<'c> More<'c> {
         let lacks_model = decision.reason == Reason::ModelNotInTier;
         // Whoever did not pay has the tier back once he does; only a link of ours leads to where that is done.
         let owed = standing.grant.owed.filter(|owed| tier.rank < owed.rank && leads_on(app));
-        let includes = |tier: &&Tier| model.is_none_or(|model| tier.models.allows(model, None, &app.catalogue.prices));
+        let includes = |tier: &&Tier| model.is_none_or(|model| tier.models.allows(model, provider, &app.catalogue.prices));
         let next = if lacks_model {
             // A tier that does not include the model either would be bought for nothing.
             app.catalogue.upgrades_from(tier).find(includes)

@@ -214,6 +214,7 @@ mod tests {
         let booked = Booked {
             fingerprint: [0; 16],
             cost: Money::ZERO,
+            unpriced: false,
             time: chrono::DateTime::UNIX_EPOCH,
             recorded_at: chrono::DateTime::UNIX_EPOCH,
         };

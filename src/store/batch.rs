@@ -108,8 +108,8 @@ const WRITE: &str = write!(
     "$38"
 );
 const NEW_HOLDS: &str = "INSERT INTO holds (id, user_id, account_id, amount, model, created_at, expires_at, fingerprint, ended_at, captured, \
-     end_fingerprint, answer) SELECT * FROM UNNEST($1::text[], $2::text[], $3::text[], $4::bigint[], $5::text[], $6::bigint[], $7::bigint[], \
-     $8::bytea[], $9::bigint[], $10::bigint[], $11::bytea[], $12::text[])";
+     end_fingerprint, answer, provider) SELECT * FROM UNNEST($1::text[], $2::text[], $3::text[], $4::bigint[], $5::text[], $6::bigint[], $7::bigint[], \
+     $8::bytea[], $9::bigint[], $10::bigint[], $11::bytea[], $12::text[], $13::text[])";
 /// A hold that has ended stays as it ended.
 const CHANGED_HOLDS: &str = "UPDATE holds SET expires_at = s.expires_at, ended_at = s.ended_at, captured = s.captured, end_fingerprint = s.end_fingerprint \
      FROM UNNEST($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bytea[]) AS s(id, expires_at, ended_at, captured, end_fingerprint) \
@@ -319,6 +319,7 @@ async fn write_holds(db: &mut PgConnection, changes: &Changes, before: &Before<'
             .bind(made.iter().map(|hold| hold.fingerprint.as_slice()).collect::<Vec<_>>())
             .bind(made.iter().map(|hold| ended_at(&hold.end)).collect::<Vec<_>>());
         let query = query.bind(costs).bind(fingerprints).bind(made.iter().map(|hold| hold.answer.as_str()).collect::<Vec<_>>());
+        let query = query.bind(made.iter().map(|hold| hold.provider.as_deref()).collect::<Vec<_>>());
         query.execute(&mut *db).await?;
     }
     if !changed.is_empty() {

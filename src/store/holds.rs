@@ -118,6 +118,7 @@ fn read(row: &Row) -> Result<Hold, StoreError> {
         account: account.map(account_id).transpose()?,
         amount: money(row.try_get("amount")?)?,
         model: row.try_get("model")?,
+        provider: row.try_get("provider")?,
         created_at: from_micros(row.try_get("created_at")?)?,
         expires_at: from_micros(row.try_get("expires_at")?)?,
         fingerprint: fingerprint(row.try_get("fingerprint")?)?,

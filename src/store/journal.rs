@@ -166,8 +166,8 @@ struct ConsumptionRow<'a>(
     #[serde(borrow, default)] Option<Text<'a>>,
 );
 
-/// Id, user, account, amount, model, when it was made and expires, fingerprint, answer, and its end: when, and for a capture its cost and
-/// fingerprint.
+/// Id, user, account, amount, model, when it was made and expires, fingerprint, answer, its end (when, and for a capture its cost and
+/// fingerprint), and the provider, which is absent in batches of versions before it.
 #[derive(Serialize, Deserialize)]
 struct HoldRow<'a>(
     #[serde(borrow)] Text<'a>,
@@ -180,6 +180,7 @@ struct HoldRow<'a>(
     #[serde(borrow)] Text<'a>,
     #[serde(borrow)] Text<'a>,
     Option<(i64, Option<(i64, String)>)>,
+    #[serde(borrow, default)] Option<Text<'a>>,
 );
 
 /// Id, user, amount, time, model, reason, key.
@@ -235,7 +236,13 @@ impl<'a> EntryRow<'a> {
             detail: owned(detail),
         };
         let fingerprint = read_fingerprint(&fingerprint)?;
-        let booked = Booked { fingerprint, cost: consumption.cost, time: from_micros(time)?, recorded_at: from_micros(recorded_at)? };
+        let booked = Booked {
+            fingerprint,
+            cost: consumption.cost,
+            unpriced: consumption.is_unpriced(),
+            time: from_micros(time)?,
+            recorded_at: from_micros(recorded_at)?,
+        };
         Ok(Entry {
             kind: ledger::read_kind(&kind)?,
             id: id.into_owned(),
@@ -256,11 +263,23 @@ impl<'a> HoldRow<'a> {
         let (created_at, expires_at) = (micros(hold.created_at), micros(hold.expires_at));
         let (id, user, fingerprint) = ((&*hold.id).into(), hold.user_id.as_str().into(), hex::encode(hold.fingerprint).into());
         let account = hold.account.as_ref().map(|account| account.as_str().into());
-        Self(id, user, account, hold.amount.nanos(), text(&hold.model), created_at, expires_at, fingerprint, (&hold.answer).into(), end)
+        Self(
+            id,
+            user,
+            account,
+            hold.amount.nanos(),
+            text(&hold.model),
+            created_at,
+            expires_at,
+            fingerprint,
+            (&hold.answer).into(),
+            end,
+            text(&hold.provider),
+        )
     }
 
     fn read(self) -> Result<Hold, StoreError> {
-        let Self(id, user, account, amount, model, created_at, expires_at, fingerprint, answer, end) = self;
+        let Self(id, user, account, amount, model, created_at, expires_at, fingerprint, answer, end, provider) = self;
         let end = match end {
             None => None,
             Some((at, None)) => Some(HoldEnd::Released { at: from_micros(at)? }),
@@ -274,6 +293,7 @@ impl<'a> HoldRow<'a> {
             account: owned(account).map(account_id).transpose()?,
             amount: money(amount)?,
             model: owned(model),
+            provider: owned(provider),
             created_at: from_micros(created_at)?,
             expires_at: from_micros(expires_at)?,
             fingerprint: read_fingerprint(&fingerprint)?,
@@ -354,7 +374,7 @@ mod tests {
             detail: Some(r#"{"images":1}"#.to_owned()),
             ..Consumption::default()
         };
-        let booked = Booked { fingerprint: [200; 16], cost: consumption.cost, time: at, recorded_at: at };
+        let booked = Booked { fingerprint: [200; 16], cost: consumption.cost, unpriced: false, time: at, recorded_at: at };
         let account = AccountId::parse("acme").ok();
         let entry = |kind| Entry {
             kind,
@@ -370,6 +390,7 @@ mod tests {
             account: account.clone(),
             amount: money(9).unwrap(),
             model: Some("m".to_owned()),
+            provider: Some("p".to_owned()),
             created_at: at,
             expires_at: at + TimeDelta::seconds(1),
             fingerprint: [1; 16],

@@ -12,12 +12,12 @@ use crate::domain::book::SpentByDay;
 use crate::domain::changes::Sum;
 use crate::domain::ledger::{DayOfModel, SpentIn, day};
 use crate::domain::money::Money;
-use crate::domain::operation::{Booked, EntryKind};
+use crate::domain::operation::{Booked, EntryKind, tells_unpriced};
 use crate::domain::period::Window;
 use crate::domain::user::{AccountId, UserId};
 
 const BOOKED: (&str, &str) = by_list!(
-    "SELECT id, kind, fingerprint, cost, happened_at, recorded_at FROM usage WHERE id_hash",
+    "SELECT id, kind, fingerprint, cost, detail, happened_at, recorded_at FROM usage WHERE id_hash",
     number "$1",
     ""
 );
@@ -92,6 +92,7 @@ pub async fn booked(db: &mut Connection, ids: &[&str]) -> Result<HashMap<(EntryK
         let booked = Booked {
             fingerprint: super::fingerprint(row.try_get("fingerprint")?)?,
             cost: money(row.try_get("cost")?)?,
+            unpriced: row.try_get::<Option<String>>("detail")?.as_deref().is_some_and(tells_unpriced),
             time: from_micros(row.try_get("happened_at")?)?,
             recorded_at: from_micros(row.try_get("recorded_at")?)?,
         };

@@ -44,7 +44,8 @@ const USERS: (&str, &str) = (
 );
 /// A hold that has ended stays as it ended.
 const HOLDS: (&str, &str) = (
-    "INSERT INTO holds (id, user_id, account_id, amount, model, created_at, expires_at, fingerprint, ended_at, captured, end_fingerprint, answer) ",
+    "INSERT INTO holds (id, user_id, account_id, amount, model, created_at, expires_at, fingerprint, ended_at, captured, end_fingerprint, answer, \
+     provider) ",
     " ON CONFLICT (id) DO UPDATE SET expires_at = excluded.expires_at, ended_at = excluded.ended_at, captured = excluded.captured, \
      end_fingerprint = excluded.end_fingerprint WHERE holds.ended_at IS NULL",
 );
@@ -129,6 +130,7 @@ async fn write(db: &mut Connection, batches: &[&Changes]) -> Result<(), StoreErr
         row.push_bind(hold.amount.nanos()).push_bind(hold.model.as_deref());
         row.push_bind(micros(hold.created_at)).push_bind(micros(hold.expires_at)).push_bind(hold.fingerprint.as_slice());
         row.push_bind(ended_at.map(|at| micros(*at))).push_bind(captured).push_bind(end_fingerprint).push_bind(hold.answer.as_str());
+        row.push_bind(hold.provider.as_deref());
     })
     .await?;
     grants::draw(db, batches.iter().flat_map(|changes| &changes.draws)).await?;

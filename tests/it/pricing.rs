@@ -120,15 +120,74 @@ async fn a_model_without_a_price_is_refused_priced_as_another_or_told() {
         assert_eq!((&blocked["action"], &blocked["reason"]), (&json!("BLOCK"), &json!("unknown_model")));
         let told = app.get("/v1/users/lab/enforcement?model=brand-new&input_tokens=1000").await.ok();
         assert_eq!((&told["action"], &told["unpriced"]), (&json!("ALLOW"), &json!(true)));
-        assert_eq!(usage(app, call("b", "lab")).await["cost"], json!(0));
+        let flagged = usage(app, call("b", "lab")).await;
+        assert_eq!((&flagged["cost"], &flagged["unpriced"]), (&json!(0), &json!(true)));
         assert_eq!(app.get("/v1/users/lab/usage").await.ok()["entries"][0]["unpriced"], json!(true));
         put_in(app, "late", "late").await;
         assert_eq!(usage(app, call("c", "late")).await["cost"], json!(0.0025));
         assert_eq!(app.get("/v1/users/late/usage").await.ok()["entries"][0]["pricing"]["price_as"], json!(true));
         let prices = app.get("/v1/prices").await.ok();
-        assert_eq!((&prices["unpriced"][0]["model"], &prices["unpriced"][0]["times"]), (&json!("brand-new"), &json!(4)));
+        assert_eq!((&prices["unpriced"][0]["model"], &prices["unpriced"][0]["times"]), (&json!("brand-new"), &json!(5)));
         app.get("/v1/prices?model=brand-new").await.problem(404, "price_not_found");
         assert_eq!(app.get("/v1/prices?model=openai/gpt-4o").await.ok()["input"], json!(2.5));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_repeat_in_tokens_is_answered_as_the_first_time_when_its_model_has_no_price_any_more() {
+    on_each_database(TIERS, async |app| {
+        put_in(app, "u", "pro").await;
+        let call = json!({"id": "a", "user_id": "u", "model": "gpt-4o", "input_tokens": 1000});
+        usage(app, call.clone()).await;
+        app.restart_with_prices("models: { gpt-4o: { input: 1 }, gpt-4o-mini: { input: 1 } }").await;
+        app.restart_with_prices("models: { gpt-4o-mini: { input: 1 }, other: { input: 1, aliases: [gpt-4o] } }").await;
+        let new = app.post("/v1/usage", json!([call, {"id": "b", "user_id": "u", "model": "gpt-4o", "input_tokens": 1000}])).await.ok();
+        assert_eq!((&new["results"][0]["repeated"], &new["results"][0]["cost"]), (&json!(true), &json!(0.0025)));
+        assert_eq!((&new["results"][1]["repeated"], &new["results"][1]["cost"]), (&json!(false), &json!(0.001)));
+        let gone = "default_tier: free\ntiers:\n  free: { rank: 0, budgets: { daily: 1 }, policy: strict }\n";
+        app.restart_with(gone).await;
+        app.restart_with_prices("models: { other: { input: 1 } }").await;
+        let again = usage(app, call.clone()).await;
+        assert_eq!((&again["repeated"], &again["cost"]), (&json!(true), &json!(0.0025)));
+        app.post("/v1/usage", json!({"id": "c", "user_id": "u", "model": "gpt-4o", "input_tokens": 1})).await.problem(422, "unknown_model");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_tokens_cost_follows_a_plan_that_another_node_heard_of() {
+    on_each_database(TIERS, async |app| {
+        if !app.is_postgres() {
+            return;
+        }
+        let mut other = app.node(|config| config).await;
+        let call = |id: &str| json!({"id": id, "user_id": "payer", "model": "gpt-4o", "input_tokens": 1000});
+        assert_eq!(other.post("/v1/usage", call("a")).await.ok()["cost"], json!(0.003));
+        for event in crate::stripe::paying("payer", "price_pro") {
+            app.apply(event).await;
+        }
+        // In `pro` nothing is added to the price.
+        assert_eq!(other.post("/v1/usage", call("b")).await.ok()["cost"], json!(0.0025));
+        other.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_capture_is_priced_by_the_provider_of_its_hold_and_what_reduces_holds_what_its_model_needs() {
+    on_each_database(TIERS, async |app| {
+        let book =
+            "models: { gpt-4o: { input: 10 }, gpt-4o-mini: { input: 1 }, llama: { input: 9 }, groq/llama: { provider: groq, input: 2 } }";
+        app.restart_with_prices(book).await;
+        put_in(app, "p", "pro").await;
+        let hold = json!({"id": "h", "user_id": "p", "model": "llama", "provider": "Groq", "input_tokens": 1000});
+        assert_eq!(app.post("/v1/holds", hold).await.ok()["hold"]["amount"], json!(0.002));
+        assert_eq!(app.post("/v1/holds/h/capture", json!({"input_tokens": 500})).await.ok()["hold"]["captured"], json!(0.001));
+        // $0.1 a day, a fifth on top: 10 000 tokens of gpt-4o do not fit, and of gpt-4o-mini need $0.012.
+        let reduce = json!({"id": "r", "user_id": "u", "model": "gpt-4o", "input_tokens": 10_000, "if_short": "reduce"});
+        let held = app.post("/v1/holds", reduce).await.ok();
+        assert_eq!((&held["hold"]["model"], &held["hold"]["amount"]), (&json!("gpt-4o-mini"), &json!(0.012)));
     })
     .await;
 }

@@ -293,7 +293,7 @@ impl Shared {
         }
         let before = Before { users: &versions.keys().cloned().collect(), holds: &held.keys().cloned().collect() };
         let admits = batch.iter().any(|request| matches!(request.operation, Operation::Hold(_)));
-        let (payers, known) = self.payers(db, &whom, &versions, admits, generation, now).await?;
+        let (payers, known) = self.payers(db, &whom, &versions, generation, now).await?;
         let days = days(db, batch).await?;
         let mut whose: Vec<AccountId> = accounts(&payers, &held, &days).into_iter().collect();
         whose.sort_unstable();
@@ -314,7 +314,12 @@ impl Shared {
         }
         // What was not there will not be: its locks are ours now.
         *doubt = None;
-        let replies = batch.iter().map(|request| step(&mut ledger, request, &self.catalogue, now)).collect();
+        let replies: Replies = batch.iter().map(|request| step(&mut ledger, request, &self.catalogue, now)).collect();
+        if ids == Ids::New && replies.iter().any(Result::is_err) {
+            // What is refused may have been booked before, and then it is answered as it was.
+            self.repeats.store(LOOKS, Ordering::Relaxed);
+            return Err(Failed::Conflict);
+        }
         let changes = ledger.changes(now);
         if changes.is_empty() {
             kept.give_back(tx.commit_and_keep().await?);
@@ -348,41 +353,38 @@ impl Shared {
     }
 
     /// The users of a batch, from memory where it has the version that is locked, and the versions by which they are known. What pays for
-    /// them decides only where something is admitted, so only then it is asked for.
+    /// them is asked for too: it decides what is admitted, what tokens cost, and what grants are drawn on.
     async fn payers(
         &self,
         db: &mut Connection,
         users: &[UserId],
         rows: &HashMap<UserId, RowVersion>,
-        admits: bool,
         generation: u64,
         now: DateTime<Utc>,
     ) -> Result<(HashMap<UserId, Payer>, HashMap<UserId, (UserVersion, DateTime<Utc>)>), StoreError> {
-        let standings = if admits { batch::standings(db, users).await? } else { HashMap::new() };
+        // First, so that what is read after it is at least as new.
+        let standings = batch::standings(db, users).await?;
         let (mut payers, mut versions) = (HashMap::with_capacity(users.len()), HashMap::with_capacity(users.len()));
         let mut missing = Vec::new();
         for user in users {
-            let Some(row) = rows.get(user) else {
+            if !rows.contains_key(user) {
                 payers.insert(user.clone(), self.unknown(now));
                 continue;
-            };
-            let is_right = |version: &UserVersion| match standings.get(user) {
-                Some(standing) => *version == standing.version,
-                None => version.row == *row,
-            };
+            }
+            let standing = standings.get(user);
+            let is_right = |version: &UserVersion| standing.is_some_and(|standing| *version == standing.version);
             match self.known(user, is_right, generation, now) {
                 Some(known) => {
-                    // Where it was not asked who pays for him, he is as old as he was.
-                    versions.insert(user.clone(), (known.version, if admits { now } else { known.as_of }));
+                    versions.insert(user.clone(), (known.version, now));
                     payers.insert(user.clone(), Payer::clone(&known.value));
                 }
-                None => missing.push(user.clone()),
+                None => {
+                    versions.extend(standing.map(|standing| (user.clone(), (standing.version, now))));
+                    missing.push(user.clone());
+                }
             }
         }
         if !missing.is_empty() {
-            // The versions first: what is read after them is at least as new.
-            let standings = batch::standings(db, &missing).await?;
-            versions.extend(standings.into_iter().map(|(user, standing)| (user, (standing.version, now))));
             payers.extend(load::payers(db, &self.catalogue, &missing, now).await?);
         }
         Ok((payers, versions))

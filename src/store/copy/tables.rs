@@ -108,6 +108,7 @@ const TABLES: [Declared; 17] = [
             int("captured"),
             bytes("end_fingerprint"),
             text("answer"),
+            text("provider"),
         ],
         sums: &["amount", "captured"],
     },
