@@ -17,6 +17,7 @@ pub mod operation;
 pub mod period;
 pub mod prices_file;
 pub mod pricing;
+pub mod simulation;
 pub mod subscription;
 pub mod tiers_file;
 pub mod user;

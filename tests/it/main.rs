@@ -26,6 +26,7 @@ mod reconcile;
 mod recorded_events;
 mod retention;
 mod schema;
+mod simulate;
 mod stripe;
 mod stripe_cli;
 mod stripe_client;
