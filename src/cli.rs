@@ -10,6 +10,7 @@ mod keys;
 mod prices;
 mod replay;
 pub mod serve;
+mod simulate;
 mod status;
 mod stripe;
 mod sync;
@@ -71,6 +72,8 @@ enum Command {
     Status(status::Args),
     /// Say why a check of a user is answered as it is: tier, Stripe, every budget, holds and the last entries.
     Explain(explain::Args),
+    /// Judge the recorded usage again by other tiers or prices: who would have been warned, degraded, blocked. Changes nothing.
+    Simulate(simulate::Args),
     /// Compare everything with Stripe and mend what differs, or one customer; on SQLite the service must not be running.
     Sync(sync::Args),
     /// Recompute every counter from the ledger's rows, and say whether they agree (1 where they do not).
@@ -109,6 +112,7 @@ impl Cli {
             Command::CheckConfig => check_config::run(&machine).map(|()| ExitCode::SUCCESS),
             Command::Status(args) => status::run(args, machine).await,
             Command::Explain(args) => explain::run(args, machine).await,
+            Command::Simulate(args) => simulate::run(args, &machine).await.map(|()| ExitCode::SUCCESS),
             Command::Sync(args) => sync::run(args, &machine).await,
             Command::Verify => verify::run(&machine).await,
             Command::Copy(args) => copy::run(args, &machine).await,

@@ -20,6 +20,7 @@ pub mod period;
 pub mod prices_file;
 pub mod pricing;
 pub mod rules;
+pub mod simulation;
 pub mod subscription;
 pub mod tiers_file;
 pub mod user;

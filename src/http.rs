@@ -18,6 +18,7 @@ mod page;
 mod prices;
 mod reconciliation;
 pub mod serve;
+mod simulate;
 mod tiers;
 mod upgrade;
 mod usage;
@@ -158,6 +159,7 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/accounts/{account_id}/users/{user_id}", put(accounts::join).delete(accounts::leave))
         .route("/v1/tiers", get(tiers::list))
         .route("/v1/prices", get(prices::show))
+        .route("/v1/simulate", post(simulate::run))
         .route("/v1/events", get(events::list))
         .route("/v1/events/{event_id}", get(events::show))
         .route("/v1/events/{event_id}/replay", post(events::replay))

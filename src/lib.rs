@@ -7,6 +7,7 @@ pub mod explain;
 pub mod fake_stripe;
 pub mod http;
 pub mod meter;
+pub mod simulate;
 pub mod store;
 pub mod stripe;
 pub mod sync;

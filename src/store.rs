@@ -16,6 +16,7 @@ pub mod links;
 pub mod news;
 pub mod postgres;
 pub mod reconciliation;
+pub mod recorded;
 pub mod requests;
 mod retention;
 mod settle;

@@ -21,6 +21,10 @@ impl Caps {
         (!limits.is_empty()).then_some(Self(Budgets { scope: Scope::User, per_seat: false, limits, thresholds }))
     }
 
+    pub fn as_budgets(&self) -> &Budgets {
+        &self.0
+    }
+
     pub fn limits(&self) -> &BTreeMap<Period, Money> {
         &self.0.limits
     }

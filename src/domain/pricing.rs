@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, NaiveDate, Utc};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::catalogue::Percent;
 use super::glob::Glob;
@@ -26,8 +26,18 @@ pub struct Tokens {
     pub parts: Parts,
 }
 
+impl Tokens {
+    /// What an entry keeps of them: its two sums, and a JSON object that has the others in it. `None` where it keeps none.
+    pub fn recorded(input: Option<i64>, output: Option<i64>, detail: Option<&str>) -> Option<Self> {
+        let parts: Parts = detail.and_then(|detail| serde_json::from_str(detail).ok()).unwrap_or_default();
+        let is_given = input.is_some() || output.is_some() || parts != Parts::NONE;
+        is_given.then_some(Self { input: input.unwrap_or_default(), output: output.unwrap_or_default(), parts })
+    }
+}
+
 /// Tokens that have a price of their own, and what is not counted in tokens.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Parts {
     /// Of the input: read from the provider's cache.
     #[serde(rename = "cached_input_tokens", skip_serializing_if = "is_nothing")]

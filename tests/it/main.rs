@@ -29,6 +29,7 @@ mod recorded_events;
 mod retention;
 mod rules;
 mod schema;
+mod simulate;
 mod stripe;
 mod stripe_cli;
 mod stripe_client;

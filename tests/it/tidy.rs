@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 const LINES_MAX: usize = 500;
 
 /// Room → the rooms that it may use. `main` and `cli` may use all.
-const DOORS: [(&str, &[&str]); 12] = [
+const DOORS: [(&str, &[&str]); 13] = [
     ("lib", &[]),
     ("config", &["store", "stripe"]),
     ("domain", &[]),
@@ -17,8 +17,9 @@ const DOORS: [(&str, &[&str]); 12] = [
     ("sync", &["store", "stripe", "domain"]),
     ("upgrade", &["sync", "store", "stripe", "domain"]),
     ("explain", &["meter", "store", "domain"]),
-    ("http", &["explain", "upgrade", "meter", "sync", "store", "stripe", "domain"]),
-    ("cli", &["config", "fake_stripe", "http", "explain", "upgrade", "meter", "sync", "store", "stripe", "domain"]),
+    ("simulate", &["store", "domain"]),
+    ("http", &["explain", "simulate", "upgrade", "meter", "sync", "store", "stripe", "domain"]),
+    ("cli", &["config", "fake_stripe", "http", "explain", "simulate", "upgrade", "meter", "sync", "store", "stripe", "domain"]),
 ];
 
 /// What is written in these rooms only.
