@@ -98,7 +98,8 @@ fn benches(criterion: &mut Criterion) {
     let list = |last: u64| (0..half).map(|item| if item + 1 == half { last } else { 7 }).collect::<Vec<_>>();
     let number = format!("0.{}", "1".repeat(text));
     let compared = object(json!({ "l": vec![8; half], "m": list(2) }));
-    let twins = object(json!({ "l": vec![8; 40], "m": vec![7; 40], "k": [vec![7; 39], vec![6]].concat() }));
+    let other = [vec![7; 39], vec![6]].concat();
+    let twins = object(json!({ "l": vec![8; 40], "m": vec![7; 40], "k": other }));
     let ranged = object(json!({ "l": vec![7; 120], "t": "ab".repeat(text / 2), "u": "b".repeat(100) }));
     let converted = object(json!({ "l": vec![7; 120], "n": number }));
     for (name, when, times) in WORST {
