@@ -69,8 +69,8 @@ impl Rule {
 /// By its text: two rules of one text do the same.
 impl PartialEq for Rule {
     fn eq(&self, other: &Self) -> bool {
-        let text = |rule: &Self| (rule.name.clone(), rule.when.source().to_owned(), rule.action, rule.message.clone());
-        text(self) == text(other)
+        let texts = (&self.name, self.when.source(), &self.message);
+        self.action == other.action && texts == (&other.name, other.when.source(), &other.message)
     }
 }
 

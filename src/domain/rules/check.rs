@@ -316,7 +316,9 @@ impl<'s> Checker<'s> {
             }
             (operators::INDEX, None, [left, right]) => match kinds::indexed(left.kind, right.kind) {
                 Some(kind) => {
-                    let hash = if right.is_literal { 0 } else { TEXT_STEPS + right.of_unknown_kind().min(1) * left.items };
+                    // A list goes whole into the fault of a place that is no whole number, which only a value of unknown kind can be.
+                    let copied = if right.kind == Kind::Any { left.items } else { 0 };
+                    let hash = if right.is_literal { 0 } else { TEXT_STEPS + copied };
                     let whole = Part::new(kind, below.saturating_add(hash));
                     Ok(Part { items: whole.items.min(left.items), ..whole })
                 }
