@@ -6,6 +6,7 @@ pub mod catalogue;
 pub mod changes;
 pub mod cost;
 pub mod decide;
+pub mod difference;
 pub mod glob;
 pub mod judge;
 pub mod ledger;

@@ -13,6 +13,7 @@ mod holds;
 mod page;
 pub mod prices;
 mod reconciliation;
+mod reload;
 pub mod serve;
 mod tiers;
 mod upgrade;
@@ -34,7 +35,7 @@ use hyper::body::Incoming;
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 
-use crate::domain::catalogue::Catalogue;
+use crate::current::{Current, Reload};
 use crate::meter::{Clock, Meter};
 use crate::store::{Store, StoreError};
 use crate::stripe::signature::Secret;
@@ -50,7 +51,9 @@ use prices::Unpriced;
 pub struct App {
     pub store: Store,
     pub meter: Arc<Meter>,
-    pub catalogue: Arc<Catalogue>,
+    pub catalogue: Current,
+    /// Reads the files of the catalogue again.
+    pub reload: Reload,
     /// Models that were asked for and have no price.
     pub unpriced: Unpriced,
     pub keys: KeyRing,
@@ -154,6 +157,7 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/events", get(events::list))
         .route("/v1/events/{event_id}", get(events::show))
         .route("/v1/events/{event_id}/replay", post(events::replay))
+        .route("/v1/admin/reload", post(reload::reload))
         .route("/v1/reconciliation", get(reconciliation::show).post(reconciliation::begin))
         .route("/webhooks/stripe", post(webhook::receive))
         .route("/upgrade", get(upgrade::page))

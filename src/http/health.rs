@@ -39,6 +39,6 @@ pub async fn ready(State(app): State<Arc<App>>) -> Result<Json<Value>, Problem> 
         "webhook": webhook,
         "stripe_sync": stripe_sync,
         "retried_batches": app.meter.retries(),
-        "tiers": app.catalogue.tiers().len(),
+        "tiers": app.catalogue.load().tiers().len(),
     })))
 }

@@ -88,7 +88,8 @@ struct BookView {
 /// `GET /v1/prices`: the book, or with `model` what that model costs.
 pub async fn show(State(app): State<Arc<App>>, key: Bearer, Params(query): Params<Query>) -> Result<Response, Problem> {
     require(&app, &key, Scope::Check).await?;
-    let book = &app.catalogue.prices;
+    let catalogue = app.catalogue.load_full();
+    let book = &catalogue.prices;
     let Some(Name(model)) = query.model else {
         let seen = app.unpriced.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let unpriced = seen.into_iter().map(|(model, seen)| UnpricedView { model, times: seen.times, last_asked_at: Moment(seen.last) });

@@ -23,6 +23,7 @@ mod postgres;
 mod pricing;
 mod reconcile;
 mod recorded_events;
+mod reload;
 mod retention;
 mod schema;
 mod stripe;

@@ -6,18 +6,19 @@ use std::path::{Path, PathBuf};
 const LINES_MAX: usize = 500;
 
 /// Room → the rooms that it may use. `main` and `cli` may use all.
-const DOORS: [(&str, &[&str]); 11] = [
+const DOORS: [(&str, &[&str]); 12] = [
     ("lib", &[]),
     ("config", &["store", "stripe"]),
     ("domain", &[]),
+    ("current", &["domain"]),
     ("stripe", &["domain"]),
     ("store", &["domain"]),
     ("fake_stripe", &["stripe"]),
-    ("meter", &["store", "domain"]),
-    ("sync", &["store", "stripe", "domain"]),
-    ("upgrade", &["sync", "store", "stripe", "domain"]),
-    ("http", &["upgrade", "meter", "sync", "store", "stripe", "domain"]),
-    ("cli", &["config", "fake_stripe", "http", "upgrade", "meter", "sync", "store", "stripe", "domain"]),
+    ("meter", &["current", "store", "domain"]),
+    ("sync", &["current", "store", "stripe", "domain"]),
+    ("upgrade", &["current", "sync", "store", "stripe", "domain"]),
+    ("http", &["current", "upgrade", "meter", "sync", "store", "stripe", "domain"]),
+    ("cli", &["config", "current", "fake_stripe", "http", "upgrade", "meter", "sync", "store", "stripe", "domain"]),
 ];
 
 /// What is written in these rooms only.
