@@ -8,6 +8,7 @@ mod fake_stripe;
 mod keys;
 mod prices;
 mod replay;
+mod schema;
 pub mod serve;
 mod status;
 mod stripe;
@@ -66,6 +67,8 @@ enum Command {
     FakeStripe(fake_stripe::Args),
     /// Check the settings, tiers.yaml and prices.yaml, and say what is wrong with them.
     CheckConfig,
+    /// Print the JSON Schema of tiers.yaml or prices.yaml, by which editors complete and check them.
+    Schema(schema::Args),
     /// Show a user's tier, budgets and what a check would answer now.
     Status(status::Args),
     /// Compare everything with Stripe and mend what differs, or one customer; on SQLite the service must not be running.
@@ -104,6 +107,10 @@ impl Cli {
             Command::Replay(args) => replay::run(args, &machine).await,
             Command::FakeStripe(args) => fake_stripe::run(args, machine).await.map(|()| ExitCode::SUCCESS),
             Command::CheckConfig => check_config::run(&machine).map(|()| ExitCode::SUCCESS),
+            Command::Schema(args) => {
+                schema::run(&args);
+                Ok(ExitCode::SUCCESS)
+            }
             Command::Status(args) => status::run(args, machine).await,
             Command::Sync(args) => sync::run(args, &machine).await,
             Command::Verify => verify::run(&machine).await,

@@ -26,6 +26,7 @@ mod recorded_events;
 mod reload;
 mod retention;
 mod schema;
+mod schemas;
 mod stripe;
 mod stripe_cli;
 mod stripe_client;
