@@ -62,6 +62,15 @@ impl<V, T> Known<V, T> {
 type KnownUsers = Memory<UserId, Known<UserVersion, Payer>>;
 type KnownAccounts = Memory<AccountId, Known<RowVersion, Book>>;
 
+/// All users together, as the database had them.
+#[derive(Clone, Debug)]
+struct KnownOfAll {
+    as_of: DateTime<Utc>,
+    /// By which it was read: another one may have a budget of another period.
+    catalogue: Arc<Catalogue>,
+    book: Arc<Book>,
+}
+
 /// What a node knows.
 #[derive(Debug)]
 pub struct Shared {
@@ -71,8 +80,7 @@ pub struct Shared {
     clock: Clock_,
     users: KnownUsers,
     accounts: KnownAccounts,
-    /// With the catalogue by which it was read: another one may have a budget of another period.
-    all: Mutex<Option<(DateTime<Utc>, Arc<Catalogue>, Arc<Book>)>>,
+    all: Mutex<Option<KnownOfAll>>,
     pub health: Health,
     max_staleness: TimeDelta,
     /// Batches that were done again, since another node was in the way.
@@ -235,7 +243,8 @@ impl Shared {
             None => None,
             Some(limits) => {
                 let known = self.all.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                let (_, _, book) = known.filter(|(as_of, by, _)| Arc::ptr_eq(by, catalogue) && self.is_recent(*as_of, now))?;
+                let is_right = |known: &KnownOfAll| Arc::ptr_eq(&known.catalogue, catalogue) && self.is_recent(known.as_of, now);
+                let book = known.filter(is_right)?.book;
                 Some(Some(book).filter(|book| book.counts(limits, None, now))?)
             }
         };

@@ -7,7 +7,7 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::sync::{Mutex, mpsc};
 
-use super::{Ask, Kept, Known, Seen, Shared, distinct, members};
+use super::{Ask, Kept, Known, KnownOfAll, Seen, Shared, distinct, members};
 use crate::domain::book::Book;
 use crate::domain::catalogue::Catalogue;
 use crate::domain::ledger::Payer;
@@ -117,7 +117,8 @@ impl Shared {
             None => None,
             Some(_) => {
                 let book = Arc::new(self.read_all(catalogue, &mut db, Vec::new(), now).await?);
-                *self.all.lock().unwrap_or_else(PoisonError::into_inner) = Some((now, catalogue.clone(), book.clone()));
+                *self.all.lock().unwrap_or_else(PoisonError::into_inner) =
+                    Some(KnownOfAll { as_of: now, catalogue: catalogue.clone(), book: book.clone() });
                 Some(book)
             }
         };
