@@ -19,6 +19,7 @@ mod holds;
 mod model;
 mod nodes;
 mod odd_input;
+mod plan;
 mod postgres;
 mod pricing;
 mod reconcile;
