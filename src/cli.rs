@@ -6,6 +6,7 @@ mod copy;
 mod demo;
 mod fake_stripe;
 mod keys;
+mod plan;
 mod prices;
 mod replay;
 mod schema;
@@ -67,6 +68,8 @@ enum Command {
     FakeStripe(fake_stripe::Args),
     /// Check the settings, tiers.yaml and prices.yaml, and say what is wrong with them.
     CheckConfig,
+    /// Show what another tiers.yaml or prices.yaml would change, and for whom; nothing is changed.
+    Plan(plan::Args),
     /// Print the JSON Schema of tiers.yaml or prices.yaml, by which editors complete and check them.
     Schema(schema::Args),
     /// Show a user's tier, budgets and what a check would answer now.
@@ -107,6 +110,7 @@ impl Cli {
             Command::Replay(args) => replay::run(args, &machine).await,
             Command::FakeStripe(args) => fake_stripe::run(args, machine).await.map(|()| ExitCode::SUCCESS),
             Command::CheckConfig => check_config::run(&machine).map(|()| ExitCode::SUCCESS),
+            Command::Plan(args) => plan::run(args, machine).await.map(|()| ExitCode::SUCCESS),
             Command::Schema(args) => {
                 schema::run(&args);
                 Ok(ExitCode::SUCCESS)
