@@ -7,8 +7,10 @@ mod demo;
 mod explain;
 mod fake_stripe;
 mod keys;
+mod plan;
 mod prices;
 mod replay;
+mod schema;
 pub mod serve;
 mod simulate;
 mod status;
@@ -68,6 +70,10 @@ enum Command {
     FakeStripe(fake_stripe::Args),
     /// Check the settings, tiers.yaml and prices.yaml, and say what is wrong with them.
     CheckConfig,
+    /// Show what another tiers.yaml or prices.yaml would change, and for whom; nothing is changed.
+    Plan(plan::Args),
+    /// Print the JSON Schema of tiers.yaml or prices.yaml, by which editors complete and check them.
+    Schema(schema::Args),
     /// Show a user's tier, budgets and what a check would answer now.
     Status(status::Args),
     /// Say why a check of a user is answered as it is: tier, Stripe, every budget, holds and the last entries.
@@ -110,6 +116,11 @@ impl Cli {
             Command::Replay(args) => replay::run(args, &machine).await,
             Command::FakeStripe(args) => fake_stripe::run(args, machine).await.map(|()| ExitCode::SUCCESS),
             Command::CheckConfig => check_config::run(&machine).map(|()| ExitCode::SUCCESS),
+            Command::Plan(args) => plan::run(args, machine).await.map(|()| ExitCode::SUCCESS),
+            Command::Schema(args) => {
+                schema::run(&args);
+                Ok(ExitCode::SUCCESS)
+            }
             Command::Status(args) => status::run(args, machine).await,
             Command::Explain(args) => explain::run(args, machine).await,
             Command::Simulate(args) => simulate::run(args, &machine).await.map(|()| ExitCode::SUCCESS),

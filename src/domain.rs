@@ -7,6 +7,7 @@ pub mod catalogue;
 pub mod changes;
 pub mod cost;
 pub mod decide;
+pub mod difference;
 pub mod explanation;
 pub mod glob;
 pub mod grants;

@@ -17,6 +17,7 @@ pub mod notices;
 mod page;
 mod prices;
 mod reconciliation;
+mod reload;
 pub mod serve;
 mod simulate;
 mod tiers;
@@ -39,7 +40,7 @@ use hyper::body::Incoming;
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 
-use crate::domain::catalogue::Catalogue;
+use crate::current::{Current, Reload};
 use crate::meter::{Clock, Meter};
 use crate::store::{Store, StoreError};
 use crate::stripe::signature::Secret;
@@ -55,7 +56,9 @@ use notices::Notices;
 pub struct App {
     pub store: Store,
     pub meter: Arc<Meter>,
-    pub catalogue: Arc<Catalogue>,
+    pub catalogue: Current,
+    /// Reads the files of the catalogue again.
+    pub reload: Reload,
     pub notices: Notices,
     pub keys: KeyRing,
     /// Empty: the webhook door says so and takes nothing.
@@ -163,6 +166,7 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/events", get(events::list))
         .route("/v1/events/{event_id}", get(events::show))
         .route("/v1/events/{event_id}/replay", post(events::replay))
+        .route("/v1/admin/reload", post(reload::reload))
         .route("/v1/reconciliation", get(reconciliation::show).post(reconciliation::begin))
         .route("/webhooks/stripe", post(webhook::receive))
         .route("/upgrade", get(upgrade::page))

@@ -2,6 +2,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod current;
 pub mod domain;
 pub mod explain;
 pub mod fake_stripe;

@@ -20,6 +20,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use crate::current::Current;
 use crate::domain::catalogue::Catalogue;
 use crate::domain::decide::Budget;
 use crate::domain::ledger::Payer;
@@ -83,7 +84,6 @@ struct Request {
 /// The counters and holds of all users.
 pub struct Meter {
     store: Store,
-    catalogue: Arc<Catalogue>,
     /// What this process alone writes is read from memory; what others write too is asked for.
     kept: Backend<Shown, Reading>,
     queue: mpsc::Sender<Request>,
@@ -97,18 +97,13 @@ impl fmt::Debug for Meter {
 
 impl Meter {
     /// Starts the writer. It ends, after what is queued, when the meter is dropped.
-    pub async fn start(
-        store: Store,
-        catalogue: Arc<Catalogue>,
-        clock: Clock,
-        settings: Settings,
-    ) -> Result<(Self, JoinHandle<()>), StoreError> {
+    pub async fn start(store: Store, catalogue: Current, clock: Clock, settings: Settings) -> Result<(Self, JoinHandle<()>), StoreError> {
         let (queue, waiting) = mpsc::channel(QUEUE_MAX);
         let files = match store.backend() {
             Backend::Sqlite(files) => files.clone(),
             Backend::Postgres(cluster) => {
-                let (reading, ended) = shared::start(store.clone(), cluster.clone(), catalogue.clone(), clock, settings, waiting).await?;
-                return Ok((Self { store, catalogue, kept: Backend::Postgres(reading), queue }, ended));
+                let (reading, ended) = shared::start(store.clone(), cluster.clone(), catalogue, clock, settings, waiting).await?;
+                return Ok((Self { store, kept: Backend::Postgres(reading), queue }, ended));
             }
         };
         let last = files.last_batch().await?;
@@ -120,10 +115,10 @@ impl Meter {
             pending: Arc::new(Pending::new(last)),
         };
         let seen = Arc::new(Seen::new(ledger::rows_at_most(&mut store.reader().await?).await?));
-        let (catalogue_, shown_, keep) = (catalogue.clone(), shown.clone(), settings.keep);
-        let writer = Writer { store: store.clone(), files, catalogue: catalogue_, shown: shown_, clock, keep, seen, last, in_doubt: false };
+        let (shown_, keep) = (shown.clone(), settings.keep);
+        let writer = Writer { store: store.clone(), files, catalogue, shown: shown_, clock, keep, seen, last, in_doubt: false };
         let writer = tokio::spawn(writer.run(waiting));
-        Ok((Self { store, catalogue, kept: Backend::Sqlite(shown), queue }, writer))
+        Ok((Self { store, kept: Backend::Sqlite(shown), queue }, writer))
     }
 
     /// A connection that sees everything that was acknowledged of these users.
@@ -227,70 +222,85 @@ impl Meter {
     }
 
     /// One user at `now`.
-    pub async fn view(&self, user: &UserId, now: DateTime<Utc>) -> Result<View<'_>, StoreError> {
+    pub async fn view<'c>(&self, catalogue: &'c Arc<Catalogue>, user: &UserId, now: DateTime<Utc>) -> Result<View<'c>, StoreError> {
         match &self.kept {
-            Backend::Sqlite(shown) => self.own_view(shown, user, now).await,
+            Backend::Sqlite(shown) => self.own_view(shown, catalogue, user, now).await,
             Backend::Postgres(reading) => {
-                let seen = reading.see(std::slice::from_ref(user), now).await?.pop();
-                self.judge_seen(seen.ok_or_else(StoreError::torn)?)
+                let seen = reading.see(catalogue, std::slice::from_ref(user), now).await?.pop();
+                judge_seen(catalogue, seen.ok_or_else(StoreError::torn)?)
             }
         }
     }
 
     /// Many users at `now`, in the order asked.
-    pub async fn views(&self, users: &[UserId], now: DateTime<Utc>) -> Result<Vec<View<'_>>, StoreError> {
+    pub async fn views<'c>(
+        &self,
+        catalogue: &'c Arc<Catalogue>,
+        users: &[UserId],
+        now: DateTime<Utc>,
+    ) -> Result<Vec<View<'c>>, StoreError> {
         match &self.kept {
-            Backend::Sqlite(shown) => self.own_views(shown, users, now).await,
-            Backend::Postgres(reading) => reading.see(users, now).await?.into_iter().map(|seen| self.judge_seen(seen)).collect(),
+            Backend::Sqlite(shown) => self.own_views(shown, catalogue, users, now).await,
+            Backend::Postgres(reading) => {
+                reading.see(catalogue, users, now).await?.into_iter().map(|seen| judge_seen(catalogue, seen)).collect()
+            }
         }
     }
 
-    /// What was read counts every window that it needs.
-    fn judge_seen(&self, seen: shared::Seen) -> Result<View<'_>, StoreError> {
-        let shared::Seen { payer, pool, all, now } = seen;
-        let standing = payer.profile.standing(&self.catalogue, now);
-        let mut budgets = payer.budgets(pool.as_deref(), &standing, now).ok_or_else(StoreError::torn)?;
-        if let Some((limits, all)) = self.catalogue.global.as_ref().zip(all) {
-            budgets.extend(all.budgets(limits, 1, None, now).ok_or_else(StoreError::torn)?);
-        }
-        Ok(View { payer, standing, budgets })
-    }
-
-    async fn own_view(&self, shown: &Shown, user: &UserId, now: DateTime<Utc>) -> Result<View<'_>, StoreError> {
-        let all = self.budgets_of_all(shown, now).await?;
+    async fn own_view<'c>(
+        &self,
+        shown: &Shown,
+        catalogue: &'c Catalogue,
+        user: &UserId,
+        now: DateTime<Utc>,
+    ) -> Result<View<'c>, StoreError> {
+        let all = self.budgets_of_all(shown, catalogue, now).await?;
         if let Some(payer) = shown.users.get(user)
-            && let Some(view) = self.judge(shown, payer, &all, now).await?
+            && let Some(view) = self.judge(shown, catalogue, payer, &all, now).await?
         {
             return Ok(view);
         }
-        let payer = self.load(shown, std::slice::from_ref(user), now).await?.remove(user).ok_or_else(StoreError::torn)?;
-        self.judge(shown, payer, &all, now).await?.ok_or_else(StoreError::torn)
+        let payer = self.load(shown, catalogue, std::slice::from_ref(user), now).await?.remove(user).ok_or_else(StoreError::torn)?;
+        self.judge(shown, catalogue, payer, &all, now).await?.ok_or_else(StoreError::torn)
     }
 
-    async fn own_views(&self, shown: &Shown, users: &[UserId], now: DateTime<Utc>) -> Result<Vec<View<'_>>, StoreError> {
-        let all = self.budgets_of_all(shown, now).await?;
-        let mut views: Vec<Option<View<'_>>> = Vec::with_capacity(users.len());
+    async fn own_views<'c>(
+        &self,
+        shown: &Shown,
+        catalogue: &'c Catalogue,
+        users: &[UserId],
+        now: DateTime<Utc>,
+    ) -> Result<Vec<View<'c>>, StoreError> {
+        let all = self.budgets_of_all(shown, catalogue, now).await?;
+        let mut views: Vec<Option<View<'c>>> = Vec::with_capacity(users.len());
         for user in users {
             views.push(match shown.users.get(user) {
-                Some(payer) => self.judge(shown, payer, &all, now).await?,
+                Some(payer) => self.judge(shown, catalogue, payer, &all, now).await?,
                 None => None,
             });
         }
         let missing = users.iter().zip(&views).filter(|(_, view)| view.is_none());
         let missing: Vec<UserId> = missing.map(|(user, _)| user.clone()).collect();
         if !missing.is_empty() {
-            let loaded = self.load(shown, &missing, now).await?;
+            let loaded = self.load(shown, catalogue, &missing, now).await?;
             for (user, view) in users.iter().zip(&mut views).filter(|(_, view)| view.is_none()) {
                 let payer = loaded.get(user).ok_or_else(StoreError::torn)?;
-                *view = self.judge(shown, payer.clone(), &all, now).await?;
+                *view = self.judge(shown, catalogue, payer.clone(), &all, now).await?;
             }
         }
         views.into_iter().collect::<Option<Vec<_>>>().ok_or_else(StoreError::torn)
     }
 
     /// `None` where a window has opened that `payer` does not count.
-    async fn judge(&self, shown: &Shown, payer: Arc<Payer>, all: &[Budget], now: DateTime<Utc>) -> Result<Option<View<'_>>, StoreError> {
-        let standing = payer.profile.standing(&self.catalogue, now);
+    async fn judge<'c>(
+        &self,
+        shown: &Shown,
+        catalogue: &'c Catalogue,
+        payer: Arc<Payer>,
+        all: &[Budget],
+        now: DateTime<Utc>,
+    ) -> Result<Option<View<'c>>, StoreError> {
+        let standing = payer.profile.standing(catalogue, now);
         let budgets = match payer.pool(&standing) {
             None => payer.budgets(None, &standing, now),
             Some(_) if !payer.counts_caps(&standing, now) => None,
@@ -325,6 +335,7 @@ impl Meter {
     async fn load(
         &self,
         shown: &Shown,
+        catalogue: &Catalogue,
         users: &[UserId],
         now: DateTime<Utc>,
     ) -> Result<std::collections::HashMap<UserId, Arc<Payer>>, StoreError> {
@@ -332,7 +343,7 @@ impl Meter {
         shown.pending.have(users).await?;
         // One moment for all statements: what is captured between two of them would be neither spent nor held.
         let mut tx = self.store.begin_read().await?;
-        let loaded = load::payers(tx.connection()?, &self.catalogue, users, now).await?;
+        let loaded = load::payers(tx.connection()?, catalogue, users, now).await?;
         tx.commit().await?;
         let keep = |(user, payer): (UserId, Payer)| {
             let payer = Arc::new(payer);
@@ -344,8 +355,8 @@ impl Meter {
         Ok(loaded.into_iter().map(keep).collect())
     }
 
-    async fn budgets_of_all(&self, shown: &Shown, now: DateTime<Utc>) -> Result<Vec<Budget>, StoreError> {
-        let Some(limits) = &self.catalogue.global else { return Ok(Vec::new()) };
+    async fn budgets_of_all(&self, shown: &Shown, catalogue: &Catalogue, now: DateTime<Utc>) -> Result<Vec<Budget>, StoreError> {
+        let Some(limits) = &catalogue.global else { return Ok(Vec::new()) };
         if let Some(budgets) = shown.all.get(&()).and_then(|all| all.budgets(limits, 1, None, now)) {
             return Ok(budgets);
         }
@@ -357,4 +368,15 @@ impl Meter {
         loading.keep(&(), &all);
         all.budgets(limits, 1, None, now).ok_or_else(StoreError::torn)
     }
+}
+
+/// What was read by this catalogue counts every window that it needs.
+fn judge_seen(catalogue: &Catalogue, seen: shared::Seen) -> Result<View<'_>, StoreError> {
+    let shared::Seen { payer, pool, all, now } = seen;
+    let standing = payer.profile.standing(catalogue, now);
+    let mut budgets = payer.budgets(pool.as_deref(), &standing, now).ok_or_else(StoreError::torn)?;
+    if let Some((limits, all)) = catalogue.global.as_ref().zip(all) {
+        budgets.extend(all.budgets(limits, 1, None, now).ok_or_else(StoreError::torn)?);
+    }
+    Ok(View { payer, standing, budgets })
 }

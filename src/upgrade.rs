@@ -90,7 +90,7 @@ impl Upgrades {
     /// Follows a link: asks Stripe what there is, and gives the page that is right for it. To be run to its end: what is made at Stripe
     /// is written down here.
     pub async fn open(&self, claim: &Claim, now: DateTime<Utc>) -> Result<Destination, UpgradeError> {
-        let catalogue = &self.asker.catalogue;
+        let catalogue = &self.asker.catalogue.load_full();
         let Some(target) = catalogue.tier(&claim.target) else { return Ok(Destination::Plans) };
         self.count(claim, now)?;
         let slot = self.slots.of(&self.payer(&claim.user).await?).ok_or(UpgradeError::TooMany)?;

@@ -59,6 +59,17 @@ pub struct Sources {
     pub prices: Source,
 }
 
+impl Sources {
+    /// The settings by which the same files are read again.
+    pub fn pin(&self, config: Config) -> Config {
+        let path = |source: &Source| match source {
+            Source::File(path) => Some(path.clone()),
+            Source::BuiltIn(_) => None,
+        };
+        Config { tiers_file: path(&self.tiers), prices_file: path(&self.prices), ..config }
+    }
+}
+
 /// Both files, or what is wrong with one of them.
 pub fn read_catalogue(config: &Config) -> anyhow::Result<(Catalogue, Sources)> {
     let (prices, prices_source) = PRICES.read(config.prices_file.as_ref())?;

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use super::status::BLOCKED;
 use super::table::table;
 use super::{Machine, Misconfigured, open_known_store, read_catalogue, read_config, say};
-use crate::domain::catalogue::Percent;
+use crate::current::Current;
+use crate::domain::catalogue::{Catalogue, Percent};
 use crate::domain::decide::{Action, Budget, Decision, Scope, Source};
 use crate::domain::explanation::{Basis, Estimate, reached_at};
 use crate::domain::judge::{Ask, Caller, Judgement, judge};
@@ -58,8 +59,9 @@ pub async fn run(args: Args, machine: Machine) -> anyhow::Result<ExitCode> {
     let user = UserId::parse(&args.user).map_err(|error| Misconfigured(format!("the user id {error}")))?;
     let store = open_known_store(&config).await?;
     let (now, ask) = ((machine.clock)(), args.ask());
-    let (meter, writer) = Meter::start(store.clone(), catalogue.clone(), machine.clock.clone(), Settings::default()).await?;
-    let view = meter.view(&user, now).await?;
+    let (meter, writer) =
+        Meter::start(store.clone(), Current::new(Catalogue::clone(&catalogue)), machine.clock.clone(), Settings::default()).await?;
+    let view = meter.view(&catalogue, &user, now).await?;
     let caller = Caller { user: &user, account: view.payer.profile.account.as_ref(), tier: view.standing.tier };
     let judgement = judge(&catalogue, caller, &view.budgets, &ask, now);
     let told = grounds(&meter, &catalogue, &user, &view, &ask, now).await.map(|grounds| show(&user, &view, &ask, &judgement, &grounds));

@@ -17,6 +17,7 @@ use tracing::{info, warn};
 use super::catalogue::read_catalogue;
 use super::{Machine, Misconfigured, open_store, read_config, say};
 use crate::config::{AdminKey, Config};
+use crate::current::{Current, Reload};
 use crate::domain::catalogue::Catalogue;
 use crate::domain::period::Period;
 use crate::http::auth::{ENVIRONMENT_KEY_ID, KeyRing, Scopes, digest, new_key};
@@ -40,6 +41,7 @@ pub struct Server {
     /// `None` where Stripe is not asked.
     pub asker: Option<Arc<Asker>>,
     pub reconciler: Option<Arc<Reconciler>>,
+    reload: Reload,
     stop: oneshot::Sender<()>,
     ended: JoinHandle<anyhow::Result<()>>,
 }
@@ -47,7 +49,8 @@ pub struct Server {
 impl Server {
     /// Opens the store, listens, and serves until [`Server::stop`].
     pub async fn start(config: &Config, catalogue: Catalogue, machine: &Machine) -> anyhow::Result<Self> {
-        let settings = Settings { keep: retention(config, &catalogue)?, max_staleness: config.max_staleness };
+        let current = Current::new(catalogue);
+        let settings = Settings { keep: retention(config, &current.load())?, max_staleness: config.max_staleness };
         // The store keeps microseconds; what memory holds must be the same to the last digit.
         let (reads, lock) = (machine.clock.clone(), lock(&config.database)?);
         let clock: Clock = Arc::new(move || reads().trunc_subsecs(6));
@@ -58,15 +61,15 @@ impl Server {
         let new_admin_key = first_write(&store, config, machine).await?;
         let listener = TcpListener::bind(config.listen_addr).await.map_err(|error| cannot_listen(config.listen_addr, error))?;
         let address = listener.local_addr()?;
-        let catalogue = Arc::new(catalogue);
-        let (meter, writer) = Meter::start(store.clone(), catalogue.clone(), clock.clone(), settings).await?;
+        let reload = Reload::new(current.clone(), reader(config));
+        let (meter, writer) = Meter::start(store.clone(), current.clone(), clock.clone(), settings).await?;
         let meter = Arc::new(meter);
         let asker = match &config.stripe.api_key {
             Some(_) => {
                 let client = stripe_client(config, machine)?;
                 let told = meter.clone();
                 let tell: Tell = Arc::new(move |touched| http::forget(&told, touched));
-                Some(Asker::new(store.clone(), catalogue.clone(), client, clock.clone(), tell))
+                Some(Asker::new(store.clone(), current.clone(), client, clock.clone(), tell))
             }
             None => None,
         };
@@ -89,7 +92,8 @@ impl Server {
             store: store.clone(),
             meter,
             asker: asker.clone(),
-            catalogue,
+            catalogue: current,
+            reload: reload.clone(),
             notices: Notices::default(),
             keys: KeyRing::default(),
             webhook_secrets: config.webhook_secrets.clone(),
@@ -116,7 +120,7 @@ impl Server {
             drop(lock);
             Ok(())
         });
-        Ok(Self { address, new_admin_key, asker, reconciler, stop, ended })
+        Ok(Self { address, new_admin_key, asker, reconciler, reload, stop, ended })
     }
 
     /// Finishes what is in flight.
@@ -153,6 +157,27 @@ fn retention(config: &Config, catalogue: &Catalogue) -> anyhow::Result<Option<Ti
         return Err(Misconfigured(why).into());
     }
     Ok(Some(TimeDelta::days(i64::from(days))))
+}
+
+/// Reads the files again, and checks what the start checks.
+fn reader(config: &Config) -> impl Fn() -> Result<Catalogue, String> + Send + Sync + 'static {
+    let config = config.clone();
+    move || {
+        let read = read_catalogue(&config).and_then(|(catalogue, _)| {
+            retention(&config, &catalogue)?;
+            Ok(catalogue)
+        });
+        read.map_err(|error| format!("{error:#}"))
+    }
+}
+
+/// Has the files read again at each SIGHUP.
+async fn reload_at_hangup(mut hangup: Signal, reload: Reload) {
+    while hangup.recv().await.is_some() {
+        let reload = reload.clone();
+        // It tells the log what has come of it.
+        drop(tokio::task::spawn_blocking(move || reload.run()).await);
+    }
 }
 
 fn cannot_listen(address: SocketAddr, error: std::io::Error) -> anyhow::Error {
@@ -234,8 +259,11 @@ async fn link_key(store: &Store, machine: &Machine) -> anyhow::Result<Key> {
 pub async fn run(machine: Machine) -> anyhow::Result<()> {
     let config = read_config(&machine)?;
     let (catalogue, sources) = read_catalogue(&config)?;
-    let signals = Signals::listen()?;
+    let (signals, hangup) = (Signals::listen()?, signal(SignalKind::hangup())?);
+    // A file that is not there for a moment, while it is replaced, must not give way to what is built in.
+    let config = sources.pin(config);
     let server = Server::start(&config, catalogue, &machine).await?;
+    let reloading = tokio::spawn(reload_at_hangup(hangup, server.reload.clone()));
     let url = format!("http://{}", server.address);
     info!(address = %server.address, "listening on {url}; tiers from {}; prices from {}; data in {}", sources.tiers, sources.prices, config.database);
     match &server.asker {
@@ -258,6 +286,7 @@ pub async fn run(machine: Machine) -> anyhow::Result<()> {
     say(format_args!("Spendgate listens on {url}. Next:"));
     say(format_args!("  curl -H 'Authorization: Bearer {key}' '{url}/v1/users/u_42/enforcement?model=gpt-4o&estimated_cost=0.03'"));
     signals.told().await;
+    reloading.abort();
     info!("stopping: finishing what is in flight");
     server.stop().await?;
     info!("stopped");

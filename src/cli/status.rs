@@ -1,10 +1,10 @@
 //! `spendgate status USER`
 
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use super::table::table;
 use super::{Machine, Misconfigured, open_known_store, read_catalogue, read_config, say};
+use crate::current::Current;
 use crate::domain::decide::{Action, decide};
 use crate::domain::money::Money;
 use crate::domain::period::rfc3339;
@@ -28,8 +28,10 @@ pub async fn run(args: Args, machine: Machine) -> anyhow::Result<ExitCode> {
     let user = UserId::parse(&args.user).map_err(|error| Misconfigured(format!("the user id {error}")))?;
     let store = open_known_store(&config).await?;
     let now = (machine.clock)();
-    let (meter, writer) = Meter::start(store.clone(), Arc::new(catalogue), machine.clock.clone(), Settings::default()).await?;
-    let view = meter.view(&user, now).await?;
+    let catalogue = Current::new(catalogue);
+    let (meter, writer) = Meter::start(store.clone(), catalogue.clone(), machine.clock.clone(), Settings::default()).await?;
+    let catalogue = catalogue.load_full();
+    let view = meter.view(&catalogue, &user, now).await?;
     let action = show(&user, &view);
     drop(view);
     drop(meter);

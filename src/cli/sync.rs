@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use chrono::{DateTime, SubsecRound, Utc};
+use chrono::SubsecRound;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::serve::lock;
 use super::{Machine, open_store, read_catalogue, say, stripe};
-use crate::domain::catalogue::Catalogue;
+use crate::current::Current;
 use crate::meter::Clock;
 use crate::store::reconciliation::{Drift, Phase};
 use crate::store::{StoreError, accounts, copy};
@@ -47,7 +47,7 @@ pub async fn run(args: Args, machine: &Machine) -> anyhow::Result<ExitCode> {
     tx.commit().await?;
     let rules = Rules { livemode: config.stripe.livemode(), asks: true };
     // Nobody else has anything in memory.
-    let asker = Asker::new(store.clone(), Arc::new(catalogue), client, clock, Arc::new(|_| {}));
+    let asker = Asker::new(store.clone(), Current::new(catalogue), client, clock, Arc::new(|_| {}));
     let done = match &args.customer {
         Some(customer) => one(&asker, customer).await,
         None => all(&asker, rules, if args.dry_run { Mode::DryRun } else { Mode::Mend }, hex::encode((machine.random)()?)).await,
@@ -114,9 +114,9 @@ async fn all(asker: &Arc<Asker>, rules: Rules, mode: Mode, holder: String) -> an
 /// What a customer pays for, as far as we know.
 async fn tier(asker: &Asker, customer: &str) -> Result<String, StoreError> {
     let stored = accounts::customer(&mut asker.store.reader().await?, customer).await?;
-    let (catalogue, now): (&Catalogue, DateTime<Utc>) = (&asker.catalogue, (asker.clock)());
+    let (catalogue, now) = (asker.catalogue.load_full(), (asker.clock)());
     Ok(stored.map_or("not known".to_owned(), |stored| {
-        let tier = stored.state.grant(catalogue, now).tier.unwrap_or(catalogue.default_tier());
+        let tier = stored.state.grant(&catalogue, now).tier.unwrap_or(catalogue.default_tier());
         format!("tier {}", tier.name)
     }))
 }

@@ -161,6 +161,15 @@ pub enum PausedCollection {
     Suspend,
 }
 
+impl PausedCollection {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Keep => "keep",
+            Self::Suspend => "suspend",
+        }
+    }
+}
+
 /// Where a blocked user can buy more: a URL with `{tier}` (the one he has), `{to}` (the one that he would buy) and
 /// `{user_id}` to be filled in. It begins with `https://`, `http://`, or with `/` below the service's own public URL.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -189,6 +198,10 @@ impl UrlTemplate {
             }
         }
         Ok(Self(text.to_owned()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
     }
 
     /// Whether it leads to this service itself.

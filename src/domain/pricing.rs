@@ -247,6 +247,12 @@ impl PriceBook {
         &self.models
     }
 
+    /// Every name and pattern, with the model that it names.
+    pub fn names(&self) -> impl Iterator<Item = (&str, &Model)> {
+        let exact = self.exact.iter().map(|(name, place)| (name.as_str(), *place));
+        exact.chain(self.globs.iter().map(|(glob, place)| (glob.as_str(), *place))).map(|(name, place)| (name, &self.models[place]))
+    }
+
     /// The model of this name: as `provider/name` where that stands in the book, else by its name alone. A name that says its provider
     /// itself (`openai/gpt-4o`) is read so.
     pub fn model(&self, name: &str, provider: Option<&str>) -> Option<&Model> {

@@ -55,6 +55,15 @@ impl Rule {
         &self.name
     }
 
+    /// The condition's text.
+    pub fn when(&self) -> &str {
+        self.when.source()
+    }
+
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
     pub fn action(&self) -> Action {
         self.action
     }

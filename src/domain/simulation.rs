@@ -249,7 +249,7 @@ impl<'c> Simulation<'c> {
 
     /// Makes a user known, with what he spent before in the windows that are open at the beginning.
     pub fn meet(&mut self, user: UserId, profile: &Profile, counters: Counters) {
-        let Standing { tier, source, grant, seats } = self.standing(profile);
+        let Standing { tier, source, grant, seats, .. } = self.standing(profile);
         let by_hand = profile.manual.as_ref().filter(|manual| manual.ends_at.is_none_or(|end| self.now < end));
         if let Some(manual) = by_hand.filter(|manual| self.catalogue.tier(&manual.tier).is_none()) {
             *self.unknown_tiers.entry(manual.tier.clone()).or_default() += 1;

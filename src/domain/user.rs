@@ -123,6 +123,8 @@ pub enum TierSource {
 /// A user's tier at one moment.
 #[derive(Clone, Debug)]
 pub struct Standing<'c> {
+    /// By which he is judged.
+    pub catalogue: &'c Catalogue,
     pub tier: &'c Tier,
     pub source: TierSource,
     pub grant: Grant<'c>,
@@ -147,7 +149,7 @@ impl Profile {
         let paid = grant.tier.map(|tier| (tier, TierSource::Stripe));
         let (tier, source) = by_hand.or(paid).unwrap_or((catalogue.default_tier(), TierSource::Default));
         let seats = if tier.budgets.per_seat && source == TierSource::Stripe { grant.seats } else { 1 };
-        Standing { tier, source, grant, seats }
+        Standing { catalogue, tier, source, grant, seats }
     }
 }
 

@@ -71,7 +71,8 @@ pub async fn show(
 }
 
 async fn answer(app: &App, user: UserId) -> Result<Response, Problem> {
-    let view = app.meter.view(&user, app.now()).await?;
+    let catalogue = app.catalogue.load();
+    let view = app.meter.view(&catalogue, &user, app.now()).await?;
     let caps = view.payer.profile.caps.as_ref().map(|caps| caps.limits().clone()).unwrap_or_default();
     let budgets = view.budgets.iter().filter(|budget| budget.source == Source::Cap).map(BudgetView::from).collect();
     Ok(Json(CapsView { user_id: user, caps, budgets }).into_response())

@@ -156,7 +156,8 @@ async fn answers(app: &Arc<App>, asked: Vec<Asked>) -> Response {
             Asked::Reserve(_) => None,
         })
         .collect();
-    let views = app.meter.views(&users, app.now()).await;
+    let catalogue = app.catalogue.load_full();
+    let views = app.meter.views(&catalogue, &users, app.now()).await;
     let readable = views.is_ok();
     let views = views.map_err(|error| unreadable(&error, ())).unwrap_or_default();
     let mut views = views.iter();
@@ -164,7 +165,7 @@ async fn answers(app: &Arc<App>, asked: Vec<Asked>) -> Response {
         let checked = match asked {
             Asked::Check(user, ask) => Ok(json(&match views.next() {
                 Some(view) => DecisionView::of_view(app, &user, view, &ask),
-                None => DecisionView::unknown(app, &user, &ask),
+                None => DecisionView::unknown(&catalogue, &user, &ask),
             })),
             Asked::Reserve(ask) => Err(ask),
         };
@@ -194,9 +195,10 @@ fn json(answer: &impl Serialize) -> String {
 }
 
 async fn answer(app: &App, user: UserId, ask: Ask) -> Response {
-    match app.meter.view(&user, app.now()).await {
+    let catalogue = app.catalogue.load();
+    match app.meter.view(&catalogue, &user, app.now()).await {
         Ok(view) => respond(DecisionView::of_view(app, &user, &view, &ask), app.meter.is_writable(app.now())),
-        Err(error) => respond(unreadable(&error, DecisionView::unknown(app, &user, &ask)), false),
+        Err(error) => respond(unreadable(&error, DecisionView::unknown(&catalogue, &user, &ask)), false),
     }
 }
 

@@ -25,6 +25,7 @@ pub enum ErrorCode {
     UnknownField,
     InvalidField,
     UnknownModel,
+    CatalogueRefused,
     Unauthorized,
     ForbiddenScope,
     NotFound,
@@ -74,7 +75,9 @@ impl ErrorCode {
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::IdReused | Self::HoldEnded | Self::CustomerBound | Self::BudgetIsShared | Self::TooManyGrants => StatusCode::CONFLICT,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::MissingField | Self::UnknownField | Self::InvalidField | Self::UnknownModel => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::MissingField | Self::UnknownField | Self::InvalidField | Self::UnknownModel | Self::CatalogueRefused => {
+                StatusCode::UNPROCESSABLE_ENTITY
+            }
             Self::StripeNotAsked => StatusCode::CONFLICT,
             Self::LinkExpired => StatusCode::GONE,
             Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
@@ -89,6 +92,7 @@ impl ErrorCode {
             Self::UnknownField => "A field is not known here",
             Self::InvalidField => "A field has a value that cannot be",
             Self::UnknownModel => "The model has no price",
+            Self::CatalogueRefused => "The files are refused; what held goes on",
             Self::Unauthorized => "An API key is needed",
             Self::ForbiddenScope => "The API key may not do this",
             Self::NotFound => "There is nothing here",

@@ -175,7 +175,8 @@ pub async fn replay(
     require(&app, &key, Scope::Admin).await?;
     let (done, id, now) = (app.clone(), event_id.clone(), app.now());
     let replayed = app.change(async move {
-        match sync::replay(&done.store, &done.catalogue, &done.rules, &id, now).await {
+        let catalogue = done.catalogue.load_full();
+        match sync::replay(&done.store, &catalogue, &done.rules, &id, now).await {
             Ok(accepted) => Ok((Ok(()), accepted.map(|accepted| accepted.touched).unwrap_or_default())),
             Err(ReplayError::NotAnEvent(error)) => Ok((Err(error), Touched::default())),
             Err(ReplayError::Store(error)) => Err(error),

@@ -307,10 +307,11 @@ pub async fn show(
     require(&app, &key, auth::Scope::Check).await?;
     let ask = query.ask()?;
     let now = app.now();
-    let view = app.meter.view(&user, now).await?;
+    let catalogue = app.catalogue.load_full();
+    let view = app.meter.view(&catalogue, &user, now).await?;
     let judgement = judged(&app, &user, &view, &ask);
     let binding = judgement.decision.binding;
-    let grounds = grounds(&app.meter, &app.catalogue, &user, &view, &ask, now).await?;
+    let grounds = grounds(&app.meter, &catalogue, &user, &view, &ask, now).await?;
     let decision = DecisionView::of(&app, &user, &view.standing, &view.budgets, judgement);
     Ok(answer(decision, &view, binding, grounds, now))
 }

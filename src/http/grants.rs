@@ -126,7 +126,8 @@ pub async fn create(
     let caller = require(&app, &key, Scope::Admin).await?;
     let now = app.now();
     let new = body::one::<NewGrant>(&body::read(body, BODY_BYTES_MAX).await?)?.into_stored(now)?;
-    let refusal = refusal(&app.meter.view(&user, now).await?, &new.grant, now);
+    let catalogue = app.catalogue.load_full();
+    let refusal = refusal(&app.meter.view(&catalogue, &user, now).await?, &new.grant, now);
     let (done, whom, id) = (app.clone(), user.clone(), new.grant.id.clone());
     let made = app.change(async move {
         let mut tx = done.store.begin().await?;

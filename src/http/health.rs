@@ -41,6 +41,6 @@ pub async fn ready(State(app): State<Arc<App>>) -> Result<Json<Value>, Problem> 
         "stripe_sync": stripe_sync,
         "retried_batches": app.meter.retries(),
         "failed_rules": app.notices.failed_rules.all().into_iter().map(|(rule, seen)| (rule, seen.times)).collect::<BTreeMap<_, _>>(),
-        "tiers": app.catalogue.tiers().len(),
+        "tiers": app.catalogue.load().tiers().len(),
     })))
 }

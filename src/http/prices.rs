@@ -61,7 +61,8 @@ struct BookView {
 /// `GET /v1/prices`: the book, or with `model` what that model costs.
 pub async fn show(State(app): State<Arc<App>>, key: Bearer, Params(query): Params<Query>) -> Result<Response, Problem> {
     require(&app, &key, Scope::Check).await?;
-    let book = &app.catalogue.prices;
+    let catalogue = app.catalogue.load_full();
+    let book = &catalogue.prices;
     let Some(Name(model)) = query.model else {
         let unpriced = app.notices.unpriced.all().into_iter().map(|(model, seen)| UnpricedView {
             model,

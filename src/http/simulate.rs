@@ -38,7 +38,7 @@ impl SimulateBody {
     fn catalogue(&self, app: &App) -> Result<Catalogue, Problem> {
         let prices = match &self.prices {
             Some(text) => prices_file::read(text).map_err(|faults| refused("prices", &faults))?,
-            None => app.catalogue.prices.clone(),
+            None => app.catalogue.load().prices.clone(),
         };
         tiers_file::read(&self.tiers, prices).map_err(|faults| refused("tiers", &faults))
     }

@@ -101,7 +101,7 @@ struct CatalogueView<'c> {
 /// `GET /v1/tiers`, in ascending rank.
 pub async fn list(State(app): State<Arc<App>>, key: Bearer, Params(NoParams {}): Params<NoParams>) -> Result<Response, Problem> {
     require(&app, &key, auth::Scope::Check).await?;
-    let catalogue = &app.catalogue;
+    let catalogue = &app.catalogue.load();
     let global = catalogue.global.as_ref();
     let view = CatalogueView {
         default_tier: &catalogue.default_tier().name,

@@ -29,7 +29,7 @@ const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; frame-ances
 
 /// `GET /upgrade`: the plans above the user's own. It is served only where tiers.yaml sends users here.
 pub async fn page(State(app): State<Arc<App>>, Params(query): Params<Query>) -> Result<Response, Problem> {
-    let catalogue = &app.catalogue;
+    let catalogue = &app.catalogue.load();
     if !catalogue.upgrade_url.is_below_us() {
         return Err(Problem::new(ErrorCode::NotFound, "tiers.yaml sends users to another page"));
     }
@@ -85,7 +85,8 @@ pub async fn returned(State(app): State<Arc<App>>, method: Method, headers: Head
                 return Ok((StatusCode::SEE_OTHER, [(header::LOCATION, to)]).into_response());
             }
         }
-        let view = app.meter.view(&user, app.now()).await?;
+        let catalogue = app.catalogue.load_full();
+        let view = app.meter.view(&catalogue, &user, app.now()).await?;
         let tier = escaped(&view.standing.tier.name);
         Ok(html(
             "Your plan",
@@ -105,9 +106,10 @@ fn read(app: &App, purpose: Purpose, token: &str) -> Result<(Arc<Upgrades>, Clai
 
 /// Our own page of plans, for who cannot be sent to Stripe.
 async fn plans(app: &App, user: &UserId) -> Result<String, Problem> {
-    let view = app.meter.view(user, app.now()).await?;
+    let catalogue = app.catalogue.load();
+    let view = app.meter.view(&catalogue, user, app.now()).await?;
     let tier = &view.standing.tier.name;
-    Ok(app.catalogue.upgrade_url.fill(&app.public_url, tier, tier, user))
+    Ok(catalogue.upgrade_url.fill(&app.public_url, tier, tier, user))
 }
 
 /// Whether a browser only looks ahead.

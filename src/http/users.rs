@@ -15,6 +15,7 @@ use super::body::{self, Name, NoParams, Params, Time, UserPath};
 use super::error::{ErrorCode, Problem};
 use super::view::{BudgetView, Moment, SubscriptionView, judged};
 use super::{App, page};
+use crate::domain::catalogue::Catalogue;
 use crate::domain::decide::Action;
 use crate::domain::judge::Ask;
 use crate::domain::money::Money;
@@ -95,7 +96,8 @@ pub async fn show(
     Params(NoParams {}): Params<NoParams>,
 ) -> Result<Response, Problem> {
     require(&app, &key, Scope::Check).await?;
-    let view = app.meter.view(&user, app.now()).await?;
+    let catalogue = app.catalogue.load();
+    let view = app.meter.view(&catalogue, &user, app.now()).await?;
     Ok(Json(UserView::of(&app, &user, &view)).into_response())
 }
 
@@ -118,13 +120,14 @@ struct Users<'c> {
 pub async fn list(State(app): State<Arc<App>>, key: Bearer, Params(query): Params<ListQuery>) -> Result<Response, Problem> {
     require(&app, &key, Scope::Admin).await?;
     let limit = usize::from(page::limit(query.limit.as_deref())?);
-    let wanted = Wanted::read(&app, &query)?;
+    let catalogue = app.catalogue.load_full();
+    let wanted = Wanted::read(&catalogue, &query)?;
     let mut last = page::place(query.cursor.as_deref(), |place| Some(place.to_owned()))?.unwrap_or_default();
     let (mut users, mut scanned, mut more) = (Vec::new(), 0, true);
     while more && users.len() < limit && scanned < SCAN_MAX {
         let step = i64::try_from(SCAN_STEP).unwrap_or(i64::MAX);
         let ids = accounts::user_ids(&mut app.meter.reader().await?, &last, step).await?;
-        let views = app.meter.views(&ids, app.now()).await?;
+        let views = app.meter.views(&catalogue, &ids, app.now()).await?;
         more = ids.len() == SCAN_STEP;
         for (user, view) in ids.iter().zip(&views) {
             if users.len() == limit {
@@ -146,9 +149,9 @@ struct Wanted {
 }
 
 impl Wanted {
-    fn read(app: &App, query: &ListQuery) -> Result<Self, Problem> {
+    fn read(catalogue: &Catalogue, query: &ListQuery) -> Result<Self, Problem> {
         if let Some(tier) = &query.tier {
-            known_tier(app, tier)?;
+            known_tier(catalogue, tier)?;
         }
         let action = query.action.as_deref().map(|name| {
             let action = Action::ALL.into_iter().find(|action| action.name() == name);
@@ -187,7 +190,7 @@ struct UserChange {
 }
 
 impl ChangeBody {
-    fn check(self, app: &App, now: DateTime<Utc>) -> Result<UserChange, Problem> {
+    fn check(self, catalogue: &Catalogue, now: DateTime<Utc>) -> Result<UserChange, Problem> {
         if self.stripe_customer.is_none() && self.tier.is_none() {
             return Err(Problem::new(
                 ErrorCode::MissingField,
@@ -208,7 +211,7 @@ impl ChangeBody {
                     || Problem::field(ErrorCode::MissingField, "reason", "is missing; a tier is set or cleared by hand for a reason");
                 let reason = reason.clone().ok_or_else(missing)?;
                 let manual = tier.map(|tier| {
-                    known_tier(app, &tier.0)?;
+                    known_tier(catalogue, &tier.0)?;
                     Ok::<_, Problem>(ManualTier { tier: tier.0, reason, set_at: now, ends_at: self.ends_at.map(|end| end.0) })
                 });
                 Some(manual.transpose()?)
@@ -218,9 +221,9 @@ impl ChangeBody {
     }
 }
 
-fn known_tier(app: &App, name: &str) -> Result<(), Problem> {
-    let names = || app.catalogue.tiers().iter().map(|tier| tier.name.as_str()).collect::<Vec<_>>().join(", ");
-    app.catalogue.tier(name).map(|_| ()).ok_or_else(|| Problem::invalid("tier", format!("is not a tier; use one of {}", names())))
+fn known_tier(catalogue: &Catalogue, name: &str) -> Result<(), Problem> {
+    let names = || catalogue.tiers().iter().map(|tier| tier.name.as_str()).collect::<Vec<_>>().join(", ");
+    catalogue.tier(name).map(|_| ()).ok_or_else(|| Problem::invalid("tier", format!("is not a tier; use one of {}", names())))
 }
 
 /// `PUT /v1/users/{user_id}`: binds a Stripe customer, sets or clears a tier by hand. Audited.
@@ -234,7 +237,7 @@ pub async fn change(
     let caller = require(&app, &key, Scope::Admin).await?;
     let now = app.now();
     let body = body::read(body, BODY_BYTES_MAX).await?;
-    let change = body::one::<ChangeBody>(&body)?.check(&app, now)?;
+    let change = body::one::<ChangeBody>(&body)?.check(&app.catalogue.load(), now)?;
     let (done, whom) = (app.clone(), user.clone());
     let key_id = caller.key_id.clone();
     let bound = app.change(async move {
@@ -250,7 +253,8 @@ pub async fn change(
         return Err(Problem::field(ErrorCode::CustomerBound, "stripe_customer", why));
     }
     tracing::info!(user = %user, key_id = %key_id, "user {user} was changed by key {key_id}");
-    let view = app.meter.view(&user, now).await?;
+    let catalogue = app.catalogue.load();
+    let view = app.meter.view(&catalogue, &user, now).await?;
     Ok(Json(UserView::of(&app, &user, &view)).into_response())
 }
 

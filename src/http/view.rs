@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 
 use super::App;
-use crate::domain::catalogue::Tier;
+use crate::domain::catalogue::{Catalogue, Tier};
 use crate::domain::decide::{Action, Binding, Budget, Decision, Reason, Scope, Source, store_unavailable};
 use crate::domain::judge::{Ask, Caller, Judgement, judge};
 use crate::domain::money::Money;
@@ -136,11 +136,11 @@ pub struct DecisionView<'c> {
 }
 
 impl<'c> DecisionView<'c> {
-    pub fn of_view(app: &'c App, user: &UserId, view: &View<'c>, call: &Ask) -> Self {
+    pub fn of_view(app: &App, user: &UserId, view: &View<'c>, call: &Ask) -> Self {
         Self::of(app, user, &view.standing, &view.budgets, judged(app, user, view, call))
     }
 
-    pub fn of(app: &'c App, user: &UserId, standing: &Standing<'c>, budgets: &[Budget], judged: Judgement) -> Self {
+    pub fn of(app: &App, user: &UserId, standing: &Standing<'c>, budgets: &[Budget], judged: Judgement) -> Self {
         let tier = standing.tier;
         let Judgement { decision, model, provider, max_affordable_output_tokens, is_unpriced, rule, .. } = judged;
         if let Some(rule) = rule.as_ref().filter(|rule| rule.failed) {
@@ -171,11 +171,11 @@ impl<'c> DecisionView<'c> {
     }
 
     /// Nothing can be read, the tier neither, so nothing may be spent.
-    pub fn unknown(app: &'c App, user: &UserId, call: &Ask) -> Self {
+    pub fn unknown(catalogue: &'c Catalogue, user: &UserId, call: &Ask) -> Self {
         let decision = store_unavailable();
         Self {
             user_id: user.clone(),
-            tier: &app.catalogue.default_tier().name,
+            tier: &catalogue.default_tier().name,
             action: decision.action,
             reason: decision.reason,
             binding: None,
@@ -211,7 +211,7 @@ pub fn judged(app: &App, user: &UserId, view: &View<'_>, call: &Ask) -> Judgemen
         };
     }
     let caller = Caller { user, account: view.payer.profile.account.as_ref(), tier: view.standing.tier };
-    judge(&app.catalogue, caller, &view.budgets, call, app.now())
+    judge(view.standing.catalogue, caller, &view.budgets, call, app.now())
 }
 
 /// The way to spend more, where there is one.
@@ -223,29 +223,29 @@ struct More<'c> {
 }
 
 impl<'c> More<'c> {
-    fn of(app: &'c App, user: &UserId, standing: &Standing<'c>, decision: &Decision, model: Option<&str>, provider: Option<&str>) -> Self {
-        let tier = standing.tier;
+    fn of(app: &App, user: &UserId, standing: &Standing<'c>, decision: &Decision, model: Option<&str>, provider: Option<&str>) -> Self {
+        let (catalogue, tier) = (standing.catalogue, standing.tier);
         // No tier lifts a budget of all users together, nor the user's own cap, so nobody is sent to pay for one.
         let source = decision.binding.map(|binding| binding.source);
         let own = source == Some(Source::Tier);
         let lacks_model = decision.reason == Reason::ModelNotInTier;
         // Whoever did not pay has the tier back once he does; only a link of ours leads to where that is done.
-        let owed = standing.grant.owed.filter(|owed| tier.rank < owed.rank && leads_on(app));
-        let includes = |tier: &&Tier| model.is_none_or(|model| tier.models.allows(model, provider, &app.catalogue.prices));
+        let owed = standing.grant.owed.filter(|owed| tier.rank < owed.rank && leads_on(app, catalogue));
+        let includes = |tier: &&Tier| model.is_none_or(|model| tier.models.allows(model, provider, &catalogue.prices));
         let next = if lacks_model {
             // A tier that does not include the model either would be bought for nothing.
-            app.catalogue.upgrades_from(tier).find(includes)
+            catalogue.upgrades_from(tier).find(includes)
         } else {
-            owed.or_else(|| app.catalogue.upgrades_from(tier).next()).filter(|_| own)
+            owed.or_else(|| catalogue.upgrades_from(tier).next()).filter(|_| own)
         };
         match (decision.action, next) {
             (Action::Block, Some(next)) => Self {
-                url: Some(link(app, user, tier, next)),
+                url: Some(link(app, user, standing, next)),
                 upgrade: Some(Upgrade { tier: &next.name, monthly_price: next.monthly_price, budgets: &next.budgets.limits }),
                 contact_url: None,
             },
             (Action::Block, None) if source == Some(Source::Cap) => Self::default(),
-            (Action::Block, None) => Self { contact_url: app.catalogue.contact_url.as_deref(), ..Self::default() },
+            (Action::Block, None) => Self { contact_url: catalogue.contact_url.as_deref(), ..Self::default() },
             (Action::Allow | Action::Warn | Action::Degrade, _) => Self::default(),
         }
     }
@@ -253,13 +253,13 @@ impl<'c> More<'c> {
 
 /// Where the user buys `next`. With a Stripe key and no page of the operator's own it is a link that leads on to Stripe, made here and
 /// now without asking it.
-fn link(app: &App, user: &UserId, tier: &Tier, next: &Tier) -> String {
-    let upgrades = app.upgrades.as_ref().filter(|_| leads_on(app));
+fn link(app: &App, user: &UserId, standing: &Standing<'_>, next: &Tier) -> String {
+    let upgrades = app.upgrades.as_ref().filter(|_| leads_on(app, standing.catalogue));
     let signed = upgrades.and_then(|upgrades| upgrades.link(user, &next.name, app.now()));
-    signed.unwrap_or_else(|| app.catalogue.upgrade_url.fill(&app.public_url, &tier.name, &next.name, user))
+    signed.unwrap_or_else(|| standing.catalogue.upgrade_url.fill(&app.public_url, &standing.tier.name, &next.name, user))
 }
 
 /// Whether links lead on to Stripe.
-fn leads_on(app: &App) -> bool {
-    app.upgrades.is_some() && app.catalogue.upgrade_url.is_below_us()
+fn leads_on(app: &App, catalogue: &Catalogue) -> bool {
+    app.upgrades.is_some() && catalogue.upgrade_url.is_below_us()
 }

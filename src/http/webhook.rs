@@ -39,7 +39,8 @@ pub async fn receive(State(app): State<Arc<App>>, headers: HeaderMap, body: Body
     let event = Event::from_json(&body, now)?;
     let done = app.clone();
     let duplicate = app.change(async move {
-        let accepted = sync::accept(&done.store, &done.catalogue, &done.rules, &event, &body, now).await?;
+        let catalogue = done.catalogue.load_full();
+        let accepted = sync::accept(&done.store, &catalogue, &done.rules, &event, &body, now).await?;
         Ok((accepted.duplicate, accepted.touched))
     });
     Ok(Json(Received { received: true, duplicate: duplicate.await? }))

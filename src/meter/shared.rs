@@ -17,6 +17,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use super::health::Health;
 use super::memory::Memory;
 use super::{Clock, Request, retention};
+use crate::current::Current;
 use crate::domain::book::{Book, OpenHold, SpentByDay, days_of_calendar};
 use crate::domain::catalogue::Catalogue;
 use crate::domain::ledger::Payer;
@@ -61,16 +62,25 @@ impl<V, T> Known<V, T> {
 type KnownUsers = Memory<UserId, Known<UserVersion, Payer>>;
 type KnownAccounts = Memory<AccountId, Known<RowVersion, Book>>;
 
+/// All users together, as the database had them.
+#[derive(Clone, Debug)]
+struct KnownOfAll {
+    as_of: DateTime<Utc>,
+    /// By which it was read: another one may have a budget of another period.
+    catalogue: Arc<Catalogue>,
+    book: Arc<Book>,
+}
+
 /// What a node knows.
 #[derive(Debug)]
 pub struct Shared {
     store: Store,
     cluster: Cluster,
-    catalogue: Arc<Catalogue>,
+    catalogue: Current,
     clock: Clock_,
     users: KnownUsers,
     accounts: KnownAccounts,
-    all: Mutex<Option<(DateTime<Utc>, Arc<Book>)>>,
+    all: Mutex<Option<KnownOfAll>>,
     pub health: Health,
     max_staleness: TimeDelta,
     /// Batches that were done again, since another node was in the way.
@@ -103,6 +113,8 @@ pub struct Seen {
 /// Somebody who waits to see users.
 struct Ask {
     users: Vec<UserId>,
+    /// By which they are to be judged.
+    catalogue: Arc<Catalogue>,
     answer: oneshot::Sender<Result<Vec<Seen>, Arc<StoreError>>>,
 }
 
@@ -128,7 +140,7 @@ pub struct Settings {
 pub async fn start(
     store: Store,
     cluster: Cluster,
-    catalogue: Arc<Catalogue>,
+    catalogue: Current,
     clock: Clock,
     settings: Settings,
     waiting: mpsc::Receiver<Request>,
@@ -175,13 +187,13 @@ pub async fn start(
 }
 
 impl Reading {
-    /// Users as they stand at `now` or later, in the order asked.
-    pub async fn see(&self, users: &[UserId], now: DateTime<Utc>) -> Result<Vec<Seen>, StoreError> {
-        if let Some(seen) = self.shared.recent(users, &self.ahead, now) {
+    /// Users as they stand at `now` or later, in the order asked, with all that counts by this catalogue.
+    pub async fn see(&self, catalogue: &Arc<Catalogue>, users: &[UserId], now: DateTime<Utc>) -> Result<Vec<Seen>, StoreError> {
+        if let Some(seen) = self.shared.recent(catalogue, users, &self.ahead, now) {
             return Ok(seen);
         }
         let (answer, answered) = oneshot::channel();
-        self.asks.try_send(Ask { users: users.to_vec(), answer }).map_err(|_| StoreError::late())?;
+        self.asks.try_send(Ask { users: users.to_vec(), catalogue: catalogue.clone(), answer }).map_err(|_| StoreError::late())?;
         match tokio::time::timeout(DEADLINE, answered).await {
             Ok(Ok(Ok(seen))) => Ok(seen),
             Ok(Ok(Err(error))) => Err(Arc::try_unwrap(error).unwrap_or_else(|error| StoreError::like(&error))),
@@ -223,15 +235,16 @@ impl Shared {
     }
 
     /// What memory says of all of `users`, where it is as fresh as it has to be.
-    fn recent(&self, users: &[UserId], ahead: &mpsc::Sender<UserId>, now: DateTime<Utc>) -> Option<Vec<Seen>> {
+    fn recent(&self, catalogue: &Arc<Catalogue>, users: &[UserId], ahead: &mpsc::Sender<UserId>, now: DateTime<Utc>) -> Option<Vec<Seen>> {
         if self.max_staleness <= TimeDelta::zero() {
             return None;
         }
-        let all = match &self.catalogue.global {
+        let all = match &catalogue.global {
             None => None,
             Some(limits) => {
                 let known = self.all.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                let (_, book) = known.filter(|(as_of, _)| self.is_recent(*as_of, now))?;
+                let is_right = |known: &KnownOfAll| Arc::ptr_eq(&known.catalogue, catalogue) && self.is_recent(known.as_of, now);
+                let book = known.filter(is_right)?.book;
                 Some(Some(book).filter(|book| book.counts(limits, None, now))?)
             }
         };
@@ -241,7 +254,7 @@ impl Shared {
                 // He is asked for often, so he is looked up again before he is too old. Where too many are, he ages.
                 let _ = ahead.try_send(user.clone());
             }
-            let standing = known.value.profile.standing(&self.catalogue, now);
+            let standing = known.value.profile.standing(catalogue, now);
             let pool = match known.value.pool(&standing) {
                 None => None,
                 Some(account) => Some(self.accounts.get(account).filter(|pool| self.is_recent(pool.as_of, now))?.value.clone()),
@@ -255,13 +268,14 @@ impl Shared {
     /// A user, where memory has him at the right version and counts the windows that are open at `now`.
     fn known(
         &self,
+        catalogue: &Catalogue,
         user: &UserId,
         is_right: impl Fn(&UserVersion) -> bool,
         generation: u64,
         now: DateTime<Utc>,
     ) -> Option<Arc<Known<UserVersion, Payer>>> {
         let known = self.users.get(user).filter(|known| known.generation == generation && is_right(&known.version))?;
-        let standing = known.value.profile.standing(&self.catalogue, now);
+        let standing = known.value.profile.standing(catalogue, now);
         known.value.counts(None, &standing, now).then_some(known)
     }
 
@@ -272,6 +286,7 @@ impl Shared {
     /// An account at this version, where memory has it and counts the windows that these users need at `now`.
     fn known_account(
         &self,
+        catalogue: &Catalogue,
         account: &AccountId,
         version: RowVersion,
         members: &[&Payer],
@@ -279,7 +294,7 @@ impl Shared {
         now: DateTime<Utc>,
     ) -> Option<Arc<Book>> {
         let known = self.accounts.get(account).filter(|known| known.generation == generation && known.version == version)?;
-        let counts = |payer: &&Payer| payer.counts(Some(&known.value), &payer.profile.standing(&self.catalogue, now), now);
+        let counts = |payer: &&Payer| payer.counts(Some(&known.value), &payer.profile.standing(catalogue, now), now);
         members.iter().all(counts).then(|| known.value.clone())
     }
 
@@ -288,8 +303,14 @@ impl Shared {
     }
 
     /// All users together. Of holds there is the sum only; `named` are those that may end in a moment, and stand by themselves.
-    async fn read_all(&self, db: &mut Connection, named: Vec<OpenHold>, now: DateTime<Utc>) -> Result<Book, StoreError> {
-        let totals = self.catalogue.global.as_ref().is_some_and(|limits| limits.limits.contains_key(&Period::Total));
+    async fn read_all(
+        &self,
+        catalogue: &Catalogue,
+        db: &mut Connection,
+        named: Vec<OpenHold>,
+        now: DateTime<Utc>,
+    ) -> Result<Book, StoreError> {
+        let totals = catalogue.global.as_ref().is_some_and(|limits| limits.limits.contains_key(&Period::Total));
         let first = if totals { i64::MIN } else { days_of_calendar(now).0 };
         let (days, held) = batch::all(db, first, now).await?;
         let total = days.values().fold(Money::ZERO, |sum, spent| sum.saturating_add(*spent));
@@ -299,9 +320,9 @@ impl Shared {
     }
 
     /// A user of whom the database knows nothing.
-    fn unknown(&self, now: DateTime<Utc>) -> Payer {
+    fn unknown(&self, catalogue: &Catalogue, now: DateTime<Utc>) -> Payer {
         let mut book = Book::new(now, &SpentByDay::new(), Money::ZERO, []);
-        if self.catalogue.uses(Period::Billing) {
+        if catalogue.uses(Period::Billing) {
             book.count_billing(Period::Billing.window(now, None), Money::ZERO);
         }
         Payer { profile: Arc::<crate::domain::user::Profile>::default(), exists: false, entries: 0, book, grants: None }

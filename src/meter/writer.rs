@@ -13,6 +13,7 @@ use super::health::Health;
 use super::pending::Pending;
 use super::seen::Seen;
 use super::{Clock, Reply, Request, WriteError, load, retention, settler};
+use crate::current::Current;
 use crate::domain::book::{Book, SpentByDay};
 use crate::domain::catalogue::Catalogue;
 use crate::domain::changes::Changes;
@@ -41,7 +42,7 @@ pub struct Shown {
 pub struct Writer {
     pub store: Store,
     pub files: Files,
-    pub catalogue: Arc<Catalogue>,
+    pub catalogue: Current,
     pub shown: Shown,
     pub clock: Clock,
     /// How long rows are kept; `None` is for ever.
@@ -138,6 +139,7 @@ impl Writer {
     async fn write(&mut self, batch: &[Request], now: DateTime<Utc>) -> Result<(Vec<Result<Reply, WriteError>>, bool), StoreError> {
         self.settle_doubt().await?;
         self.shown.pending.have_room().await?;
+        let catalogue = self.catalogue.load_full();
         // This task alone writes the ledger, so what it reads here still holds when it writes, without a transaction around both.
         let holds = self.holds(batch).await?;
         let users = users(batch, &holds);
@@ -146,12 +148,12 @@ impl Writer {
         // From here on memory tells us of what is changed beside us.
         let committing_users = shown.users.begin_commit(users.iter().cloned().collect());
         let committing_all = shown.all.begin_commit(vec![()]);
-        let payers = self.payers(&users, now).await?;
+        let payers = self.payers(&catalogue, &users, now).await?;
         let days = self.days(batch).await?;
         let accounts = accounts(&payers, &holds, &days);
         let committing_accounts = shown.accounts.begin_commit(accounts.iter().cloned().collect());
-        let mut ledger = self.load(batch, payers, &accounts, holds, days, now).await?;
-        let replies = batch.iter().map(|request| batch::step(&mut ledger, request, &self.catalogue, now)).collect();
+        let mut ledger = self.load(&catalogue, batch, payers, &accounts, holds, days, now).await?;
+        let replies = batch.iter().map(|request| batch::step(&mut ledger, request, &catalogue, now)).collect();
         let changes = ledger.changes(now);
         if changes.is_empty() {
             committing_users.nothing();
@@ -170,12 +172,13 @@ impl Writer {
             pool.prune(now);
             (account, Arc::new(pool))
         }));
-        if self.catalogue.global.is_some() {
+        if catalogue.global.is_some() {
             let mut all = ledger.all;
             all.prune(now);
             committing_all.publish([((), Arc::new(all))]);
         } else {
-            committing_all.nothing();
+            // Nobody asks for it; but a catalogue that holds later may, and must not find what was remembered before.
+            drop(committing_all);
         }
         Ok((replies, true))
     }
@@ -257,8 +260,13 @@ impl Writer {
     }
 
     /// The users of a batch, from memory or the store.
-    async fn payers(&self, users: &HashSet<UserId>, now: DateTime<Utc>) -> Result<HashMap<UserId, Payer>, StoreError> {
-        let fresh = |payer: &Arc<Payer>| payer.budgets(None, &payer.profile.standing(&self.catalogue, now), now).is_some();
+    async fn payers(
+        &self,
+        catalogue: &Catalogue,
+        users: &HashSet<UserId>,
+        now: DateTime<Utc>,
+    ) -> Result<HashMap<UserId, Payer>, StoreError> {
+        let fresh = |payer: &Arc<Payer>| payer.budgets(None, &payer.profile.standing(catalogue, now), now).is_some();
         let mut payers = HashMap::with_capacity(users.len());
         let mut missing = Vec::new();
         for user in users {
@@ -270,7 +278,7 @@ impl Writer {
         if !missing.is_empty() {
             self.shown.pending.have(&missing).await?;
             let mut tx = self.store.begin_read().await?;
-            payers.extend(load::payers(tx.connection()?, &self.catalogue, &missing, now).await?);
+            payers.extend(load::payers(tx.connection()?, catalogue, &missing, now).await?);
             tx.commit().await?;
         }
         Ok(payers)
@@ -279,6 +287,7 @@ impl Writer {
     /// The accounts of a batch, from memory or the store.
     async fn pools(
         &self,
+        catalogue: &Catalogue,
         accounts: &HashSet<AccountId>,
         payers: &HashMap<UserId, Payer>,
         now: DateTime<Utc>,
@@ -286,7 +295,7 @@ impl Writer {
         let mut pools = HashMap::with_capacity(accounts.len());
         for account in accounts {
             let members = payers.values().filter(|payer| payer.profile.account.as_ref() == Some(account));
-            let standings: Vec<_> = members.map(|payer| (payer, payer.profile.standing(&self.catalogue, now))).collect();
+            let standings: Vec<_> = members.map(|payer| (payer, payer.profile.standing(catalogue, now))).collect();
             let fresh = |pool: &Arc<Book>| standings.iter().all(|(payer, standing)| payer.budgets(Some(pool), standing, now).is_some());
             let pool = match self.shown.accounts.get(account).filter(fresh) {
                 Some(pool) => Book::clone(&pool),
@@ -304,8 +313,10 @@ impl Writer {
         Ok(pools)
     }
 
+    #[expect(clippy::too_many_arguments, reason = "all that a batch names")]
     async fn load(
         &self,
+        catalogue: &Catalogue,
         batch: &[Request],
         payers: HashMap<UserId, Payer>,
         accounts: &HashSet<AccountId>,
@@ -313,8 +324,8 @@ impl Writer {
         days: HashMap<DayOfModel, SpentIn>,
         now: DateTime<Utc>,
     ) -> Result<Ledger, StoreError> {
-        let accounts = self.pools(accounts, &payers, now).await?;
-        let all = match &self.catalogue.global {
+        let accounts = self.pools(catalogue, accounts, &payers, now).await?;
+        let all = match &catalogue.global {
             None => Book::new(now, &SpentByDay::new(), Money::ZERO, []),
             Some(limits) => match self.shown.all.get(&()).filter(|all| all.budgets(limits, 1, None, now).is_some()) {
                 Some(all) => Book::clone(&all),

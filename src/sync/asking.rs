@@ -16,7 +16,7 @@ use tracing::{debug, error, info, warn};
 
 use super::binding::{Touched, bound, owner, read_hint};
 use super::{alert, doubt_alert, tier_sentence, unbound};
-use crate::domain::catalogue::Catalogue;
+use crate::current::Current;
 use crate::domain::subscription::Snapshot;
 use crate::store::accounts::{self, StoredCustomer};
 use crate::store::inbox::{self, Alert, Effect, EventState};
@@ -49,7 +49,7 @@ pub type Clock = Arc<dyn Fn() -> DateTime<Utc> + Send + Sync>;
 /// Whoever asks Stripe.
 pub struct Asker {
     pub store: Store,
-    pub catalogue: Arc<Catalogue>,
+    pub catalogue: Current,
     pub client: Client,
     pub clock: Clock,
     pub tell: Tell,
@@ -112,7 +112,7 @@ impl Drop for Flight {
 }
 
 impl Asker {
-    pub fn new(store: Store, catalogue: Arc<Catalogue>, client: Client, clock: Clock, tell: Tell) -> Arc<Self> {
+    pub fn new(store: Store, catalogue: Current, client: Client, clock: Clock, tell: Tell) -> Arc<Self> {
         Arc::new(Self { store, catalogue, client, clock, tell, wake: Notify::new(), landed: Notify::new(), flying: Mutex::default() })
     }
 
@@ -298,13 +298,14 @@ impl Asker {
         let hint = read_hint(seen.user_hint.as_deref(), &mut alerts);
         let user_id = bound(db, &before, customer, hint, &mut alerts, now).await?;
         let ids: Vec<String> = seen.subscriptions.iter().map(|(id, _)| id.clone()).collect();
-        let state = before.state.as_asked(seen.deleted, seen.subscriptions, &self.catalogue, now);
+        let catalogue = self.catalogue.load_full();
+        let state = before.state.as_asked(seen.deleted, seen.subscriptions, &catalogue, now);
         for id in &ids {
-            alerts.extend(state.doubts(id, &self.catalogue).iter().map(|doubt| doubt_alert(id, doubt)));
+            alerts.extend(state.doubts(id, &catalogue).iter().map(|doubt| doubt_alert(id, doubt)));
         }
         let after = StoredCustomer { account: before.account.clone(), user_id, state };
         accounts::put_customer(db, customer, &after, now).await?;
-        let tier = tier_sentence(&self.catalogue, &before, &after, now);
+        let tier = tier_sentence(&catalogue, &before, &after, now);
         let (state, sentence) = match owner(&after) {
             Some(owner) => (EventState::Applied, format!("Customer {customer} ({}): {tier}.", owner.named())),
             None => (EventState::Kept, format!("{}: {tier}.", unbound(customer))),

@@ -288,12 +288,13 @@ impl Reconciler {
                 let read = page.items.iter().filter_map(|raw| Some((Event::from_json(raw.get().as_bytes(), now).ok()?, raw)));
                 let ours: Vec<_> = read.filter(|(event, _)| EVENTS.contains(&event.kind.as_str())).collect();
                 let ids: Vec<&str> = ours.iter().map(|(event, _)| event.id.as_str()).collect();
+                let catalogue = self.asker.catalogue.load_full();
                 let known = inbox::known(&mut self.asker.store.reader().await?, &ids).await?;
                 // The oldest first, as they happened.
                 for (event, raw) in ours.iter().rev().filter(|(event, _)| !known.contains(&event.id)) {
                     comparison.run.missed_events += 1;
                     if comparison.mode == Mode::Mend {
-                        accept(&self.asker.store, &self.asker.catalogue, &self.rules, event, raw.get().as_bytes(), now).await?;
+                        accept(&self.asker.store, &catalogue, &self.rules, event, raw.get().as_bytes(), now).await?;
                     }
                 }
                 page.next

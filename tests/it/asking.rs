@@ -11,6 +11,7 @@ use axum::response::Response;
 use chrono::TimeDelta;
 use serde_json::{Value, json};
 use spendgate::config::StripeConfig;
+use spendgate::current::Current;
 use spendgate::domain::tiers_file;
 use spendgate::fake_stripe::delivery::Weather;
 use spendgate::fake_stripe::knobs::Fault;
@@ -244,7 +245,7 @@ async fn an_answer_that_comes_after_a_later_one_changes_nothing() {
         let (arrived, go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let url = held_back(fake, arrived.clone(), go.clone()).await;
         let store = Store::open(&app.database()).await.unwrap();
-        let catalogue = Arc::new(tiers_file::read(TIERS, prices()).unwrap());
+        let catalogue = Current::new(tiers_file::read(TIERS, prices()).unwrap());
         let client = Client::new(ApiKey::parse(KEY).unwrap(), &url, 1).unwrap().with(QUICK);
         let late = Asker::new(store.clone(), catalogue, client, app.shared_clock(), Arc::new(|_| {}));
         let asked = tokio::spawn({
@@ -278,8 +279,13 @@ async fn whoever_waits_gets_an_answer_that_is_newer_than_his_question() {
         let url = held_back(fake, arrived.clone(), go.clone()).await;
         let store = Store::open(&app.database()).await.unwrap();
         let client = Client::new(ApiKey::parse(KEY).unwrap(), &url, 1).unwrap().with(QUICK);
-        let asker =
-            Asker::new(store.clone(), Arc::new(tiers_file::read(TIERS, prices()).unwrap()), client, app.shared_clock(), Arc::new(|_| {}));
+        let asker = Asker::new(
+            store.clone(),
+            Current::new(tiers_file::read(TIERS, prices()).unwrap()),
+            client,
+            app.shared_clock(),
+            Arc::new(|_| {}),
+        );
         let ask = || {
             let (asker, customer) = (asker.clone(), customer.clone());
             tokio::spawn(async move { asker.now(&customer).await })

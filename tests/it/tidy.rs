@@ -6,20 +6,21 @@ use std::path::{Path, PathBuf};
 const LINES_MAX: usize = 500;
 
 /// Room → the rooms that it may use. `main` and `cli` may use all.
-const DOORS: [(&str, &[&str]); 13] = [
+const DOORS: [(&str, &[&str]); 14] = [
     ("lib", &[]),
     ("config", &["store", "stripe"]),
     ("domain", &[]),
+    ("current", &["domain"]),
     ("stripe", &["domain"]),
     ("store", &["domain"]),
     ("fake_stripe", &["stripe"]),
-    ("meter", &["store", "domain"]),
-    ("sync", &["store", "stripe", "domain"]),
-    ("upgrade", &["sync", "store", "stripe", "domain"]),
+    ("meter", &["current", "store", "domain"]),
+    ("sync", &["current", "store", "stripe", "domain"]),
+    ("upgrade", &["current", "sync", "store", "stripe", "domain"]),
     ("explain", &["meter", "store", "domain"]),
     ("simulate", &["store", "domain"]),
-    ("http", &["explain", "simulate", "upgrade", "meter", "sync", "store", "stripe", "domain"]),
-    ("cli", &["config", "fake_stripe", "http", "explain", "simulate", "upgrade", "meter", "sync", "store", "stripe", "domain"]),
+    ("http", &["current", "explain", "simulate", "upgrade", "meter", "sync", "store", "stripe", "domain"]),
+    ("cli", &["config", "current", "fake_stripe", "http", "explain", "simulate", "upgrade", "meter", "sync", "store", "stripe", "domain"]),
 ];
 
 /// What is written in these rooms only.

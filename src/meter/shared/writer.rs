@@ -12,6 +12,7 @@ use tracing::{error, warn};
 
 use super::{Kept, Known, Shared, distinct, members};
 use crate::domain::book::{Book, SpentByDay};
+use crate::domain::catalogue::Catalogue;
 use crate::domain::changes::Changes;
 use crate::domain::ledger::{DayOfModel, Ledger, Payer, SpentIn, day};
 use crate::domain::money::Money;
@@ -171,6 +172,7 @@ impl Shared {
     /// `turn` is given on where others may wait for somebody: until then they gather, since one batch of many costs less than many of few.
     async fn write<T>(&self, kept: &mut Kept, batch: &[Request], turn: T) -> Result<Written, StoreError> {
         let mut turn = Some(turn);
+        let catalogue = self.catalogue.load_full();
         let (begun, mut tries, mut conflicts, mut doubt) = (Instant::now(), 0_u32, 0, None);
         loop {
             // Corrections are few, and a batch that was tried may be there.
@@ -183,12 +185,12 @@ impl Shared {
             tries += 1;
             let attempt = async {
                 if ids == Ids::New
-                    && let Some(written) = self.add(kept, batch, &mut doubt).await?
+                    && let Some(written) = self.add(kept, &catalogue, batch, &mut doubt).await?
                 {
                     return Ok(written);
                 }
                 turn = None;
-                self.attempt(kept, batch, ids, &mut doubt).await
+                self.attempt(kept, &catalogue, batch, ids, &mut doubt).await
             };
             let tried = tokio::time::timeout(TIMEOUT, attempt).await;
             let error = match tried {
@@ -216,7 +218,13 @@ impl Shared {
 
     /// Books a batch that is nothing but usage of users who are remembered, stand alone and have no open grants, without asking for anything before: it is only
     /// added. `None` where it is another batch.
-    async fn add(&self, kept: &mut Kept, batch: &[Request], doubt: &mut Option<Doubt>) -> Result<Option<Written>, Failed> {
+    async fn add(
+        &self,
+        kept: &mut Kept,
+        catalogue: &Catalogue,
+        batch: &[Request],
+        doubt: &mut Option<Doubt>,
+    ) -> Result<Option<Written>, Failed> {
         let (now, generation) = (self.now(), self.cluster.generation());
         // What is priced by a tier is priced by the tier as it stands, and that has to be asked for.
         let is_plain = |request: &Request| match &request.operation {
@@ -236,7 +244,7 @@ impl Shared {
             // Of a grant that may be drawn on it must be known what is left.
             let only_adds =
                 |payer: &Payer| payer.profile.account.is_none() && payer.grants.as_ref().is_none_or(|grants| !grants.may_draw(now));
-            let Some(found) = self.known(&user, |_| true, generation, now).filter(|found| only_adds(&found.value)) else {
+            let Some(found) = self.known(catalogue, &user, |_| true, generation, now).filter(|found| only_adds(&found.value)) else {
                 return Ok(None);
             };
             known.insert(user.clone(), (found.version, found.as_of));
@@ -244,7 +252,7 @@ impl Shared {
         }
         let all = Book::new(now, &SpentByDay::new(), Money::ZERO, []);
         let mut ledger = empty(payers, all);
-        let replies: Replies = batch.iter().map(|request| step(&mut ledger, request, &self.catalogue, now)).collect();
+        let replies: Replies = batch.iter().map(|request| step(&mut ledger, request, catalogue, now)).collect();
         let changes = ledger.changes(now);
         // What is refused is refused by what the database has, not by what is remembered.
         if changes.is_empty() || replies.iter().any(Result::is_err) {
@@ -278,7 +286,14 @@ impl Shared {
         Ok(Some(Written { replies, anything: true }))
     }
 
-    async fn attempt(&self, kept: &mut Kept, batch: &[Request], ids: Ids, doubt: &mut Option<Doubt>) -> Result<Written, Failed> {
+    async fn attempt(
+        &self,
+        kept: &mut Kept,
+        catalogue: &Catalogue,
+        batch: &[Request],
+        ids: Ids,
+        doubt: &mut Option<Doubt>,
+    ) -> Result<Written, Failed> {
         let now = self.now();
         let mut tx = Tx::begin_on(kept.take(self).await?).await?;
         let generation = kept.generation();
@@ -293,12 +308,12 @@ impl Shared {
         }
         let before = Before { users: &versions.keys().cloned().collect(), holds: &held.keys().cloned().collect() };
         let admits = batch.iter().any(|request| matches!(request.operation, Operation::Hold(_)));
-        let (payers, known) = self.payers(db, &whom, &versions, generation, now).await?;
+        let (payers, known) = self.payers(db, catalogue, &whom, &versions, generation, now).await?;
         let days = days(db, batch).await?;
         let mut whose: Vec<AccountId> = accounts(&payers, &held, &days).into_iter().collect();
         whose.sort_unstable();
-        let (pools, pool_versions) = self.locked_pools(db, &whose, &payers, generation, now).await?;
-        let all = self.all_for(db, admits, &held, now).await?;
+        let (pools, pool_versions) = self.locked_pools(db, catalogue, &whose, &payers, generation, now).await?;
+        let all = self.all_for(db, catalogue, admits, &held, now).await?;
         let booked = match ids {
             Ids::New => HashMap::new(),
             Ids::Asked => {
@@ -314,7 +329,7 @@ impl Shared {
         }
         // What was not there will not be: its locks are ours now.
         *doubt = None;
-        let replies: Replies = batch.iter().map(|request| step(&mut ledger, request, &self.catalogue, now)).collect();
+        let replies: Replies = batch.iter().map(|request| step(&mut ledger, request, catalogue, now)).collect();
         if ids == Ids::New && replies.iter().any(Result::is_err) {
             // What is refused may have been booked before, and then it is answered as it was.
             self.repeats.store(LOOKS, Ordering::Relaxed);
@@ -357,6 +372,7 @@ impl Shared {
     async fn payers(
         &self,
         db: &mut Connection,
+        catalogue: &Catalogue,
         users: &[UserId],
         rows: &HashMap<UserId, RowVersion>,
         generation: u64,
@@ -368,12 +384,12 @@ impl Shared {
         let mut missing = Vec::new();
         for user in users {
             if !rows.contains_key(user) {
-                payers.insert(user.clone(), self.unknown(now));
+                payers.insert(user.clone(), self.unknown(catalogue, now));
                 continue;
             }
             let standing = standings.get(user);
             let is_right = |version: &UserVersion| standing.is_some_and(|standing| *version == standing.version);
-            match self.known(user, is_right, generation, now) {
+            match self.known(catalogue, user, is_right, generation, now) {
                 Some(known) => {
                     versions.insert(user.clone(), (known.version, now));
                     payers.insert(user.clone(), Payer::clone(&known.value));
@@ -385,7 +401,7 @@ impl Shared {
             }
         }
         if !missing.is_empty() {
-            payers.extend(load::payers(db, &self.catalogue, &missing, now).await?);
+            payers.extend(load::payers(db, catalogue, &missing, now).await?);
         }
         Ok((payers, versions))
     }
@@ -393,6 +409,7 @@ impl Shared {
     async fn locked_pools(
         &self,
         db: &mut Connection,
+        catalogue: &Catalogue,
         accounts: &[AccountId],
         payers: &HashMap<UserId, Payer>,
         generation: u64,
@@ -406,11 +423,12 @@ impl Shared {
         let mut pools = HashMap::with_capacity(accounts.len());
         for account in accounts {
             let members = members.get(account).map(Vec::as_slice).unwrap_or_default();
-            let known = versions.get(account).and_then(|version| self.known_account(account, *version, members, generation, now));
+            let known =
+                versions.get(account).and_then(|version| self.known_account(catalogue, account, *version, members, generation, now));
             let pool = match known {
                 Some(pool) => Book::clone(&pool),
                 None => {
-                    let billing: Vec<_> = members.iter().map(|payer| payer.profile.standing(&self.catalogue, now).grant.billing).collect();
+                    let billing: Vec<_> = members.iter().map(|payer| payer.profile.standing(catalogue, now).grant.billing).collect();
                     load::account(db, account, &billing, now).await?
                 }
             };
@@ -423,16 +441,17 @@ impl Shared {
     async fn all_for(
         &self,
         db: &mut Connection,
+        catalogue: &Catalogue,
         admits: bool,
         held: &HashMap<String, Hold>,
         now: DateTime<Utc>,
     ) -> Result<Book, StoreError> {
-        if self.catalogue.global.is_none() || !admits {
+        if catalogue.global.is_none() || !admits {
             return Ok(Book::new(now, &SpentByDay::new(), Money::ZERO, []));
         }
         batch::lock_all(db).await?;
         let open = held.values().filter(|hold| hold.is_open(now)).map(Hold::promise).collect();
-        self.read_all(db, open, now).await
+        self.read_all(catalogue, db, open, now).await
     }
 }
 
