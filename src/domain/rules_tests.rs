@@ -126,7 +126,7 @@ fn every_name_says_what_the_request_is() {
         "budgets['monthly'].limit == 20.0",
         "global.daily.limit == 500 && global.daily.remaining == 0.0 && global.daily.used_pct == 100.0",
         "'daily' in budgets && !('weekly' in budgets) && 'daily' in global && !('monthly' in global)",
-        "has(budgets.daily) && !has(budgets.total)",
+        "has(budgets.daily) && !has(budgets.total) && has(budgets.monthly.limit)",
         "budgets.exists(period, budgets[period].used_pct > 95.0) && !budgets.all(period, budgets[period].used_pct > 95.0)",
         "size(metadata) == 0 && !has(metadata.agent) && !('agent' in metadata)",
         "estimate < 1 ? true : false",

@@ -3,9 +3,14 @@
 use std::fs;
 use std::path::PathBuf;
 
+use chrono::{DateTime, Utc};
+use spendgate::domain::catalogue::{Catalogue, Policy};
+use spendgate::domain::decide::{Action, Budget, Scope, Source};
 use spendgate::domain::money::Money;
 use spendgate::domain::period::Period;
+use spendgate::domain::rules::Facts;
 use spendgate::domain::tiers_file;
+use spendgate::domain::user::UserId;
 
 use crate::app::{TIERS, prices};
 
@@ -37,8 +42,8 @@ const FAULTS: [(&str, &str, &str); 36] = [
     ("rule_not_a_condition", "5:11", "`when`: is a number (double); a condition must be true or false"),
     ("rule_not_cel", "5:11", "`when`: is not CEL: "),
     ("rule_not_named", "4:5", "a rule has no `name`; give it a name of its own"),
-    ("rule_too_much_work", "3:3", "steps at worst; at most 20000 may be, and `everything` takes the most"),
-    ("rule_unknown_name", "13:15", "`when`: `teir` is not known; did you mean `tier.name`?"),
+    ("rule_too_much_work", "4:3", "steps at worst; at most 20000 may be, and `everything` takes the most"),
+    ("rule_unknown_name", "14:15", "`when`: `teir` is not known; "),
     ("scope_misspelt", "11:12", "`scope: acount` must be `user` (each user has the budgets) or `account`"),
     ("second_document", "9:1", "a second document begins here"),
     ("thresholds_descend", "15:17", "thresholds descend: `warn` at 90 % comes after `degrade` at 80 %"),
@@ -106,4 +111,60 @@ tiers:
     assert_eq!(names("free"), ["top", "own"]);
     assert_eq!(names("pro"), ["top"]);
     assert!(tiers_file::read(TIERS, prices()).unwrap().tiers().iter().all(|tier| tier.rules.is_empty()));
+}
+
+/// The first block of `docs/RULES.md`, and what `tiers.yaml` shows in comments.
+fn rules_shown() -> [String; 2] {
+    let docs = fs::read_to_string(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("docs/RULES.md")).unwrap();
+    let block = docs.split("```yaml\n").nth(1).unwrap().split("```").next().unwrap().to_owned();
+    let shown = TIERS.lines().skip_while(|line| *line != "# rules:").take_while(|line| line.starts_with('#'));
+    [block, shown.map(|line| format!("{}\n", line.trim_start_matches("# "))).collect()]
+}
+
+#[test]
+fn the_rules_that_the_documentation_shows_do_what_they_say() {
+    let tier = "default_tier: free\ntiers:\n  free: { rank: 0, budgets: {}, policy: strict, degrade_to: { default: tiny } }\n";
+    let [docs, comments] = rules_shown().map(|rules| tiers_file::read(&format!("{rules}{tier}"), prices()).unwrap());
+    let user = UserId::parse("u_42").unwrap();
+    let night: DateTime<Utc> = "2026-01-06T23:30:00Z".parse().unwrap();
+    let noon: DateTime<Utc> = "2026-01-06T12:00:00Z".parse().unwrap();
+    let agent = serde_json::json!({ "agent": "crawler" }).as_object().unwrap().clone();
+    let spent = |spent: &str| Budget {
+        scope: Scope::Global,
+        period: Period::Daily,
+        source: Source::Global,
+        limit: Money::parse("100").unwrap(),
+        granted: Money::ZERO,
+        fresh_limit: Money::parse("100").unwrap(),
+        spent: Money::parse(spent).unwrap(),
+        held: Money::ZERO,
+        window: Period::Daily.window(noon, None),
+        thresholds: Policy::Strict.thresholds(),
+    };
+    let check = |catalogue: &Catalogue, estimate: &str, metadata: Option<_>, global: &str, now, expected: Option<(Action, &str)>| {
+        let facts = Facts {
+            user: &user,
+            account: None,
+            tier: catalogue.default_tier(),
+            model: None,
+            provider: None,
+            estimate: Money::parse(estimate).unwrap(),
+            input_tokens: 0,
+            output_tokens: 0,
+            budgets: &[spent(global)],
+            metadata,
+            now,
+        };
+        let verdict = catalogue.default_tier().rules.judge(&facts);
+        assert_eq!(verdict.as_ref().map(|verdict| (verdict.action, &*verdict.message)), expected);
+    };
+    let dear = Some((Action::Block, "Free users may not make calls over $0.05."));
+    check(&docs, "0.05", Some(&agent), "89", noon, None);
+    check(&docs, "0.050000001", None, "89", noon, dear);
+    check(&docs, "0.05", None, "90", noon, Some((Action::Degrade, "Demand is high today; the cheaper model answers.")));
+    check(&docs, "0.05", Some(&agent), "90", night, Some((Action::Block, "Agents sleep from 22 to 6.")));
+    check(&comments, "0.06", None, "0", noon, dear);
+    let early = "2026-01-06T05:59:59Z".parse().unwrap();
+    check(&comments, "0.01", Some(&agent), "0", early, Some((Action::Block, "The rule `no_agents_at_night` applies.")));
+    check(&comments, "0.01", Some(&agent), "0", noon, None);
 }

@@ -41,10 +41,13 @@ impl Reader {
 
     fn rule(&mut self, node: &Node) -> Option<Rule> {
         let fields = self.fields(node, "a rule", &["name", "when", "action", "message"])?;
+        // A block mapping begins, says the parser, at its first colon.
+        let first = node.as_mapping().and_then(|mapping| mapping.keys().next());
+        let span = first.map_or(*node.span(), |key| *key.span());
         let mut needed = |key: &str, what: &str| {
             let found = fields.get(key).copied();
             if found.is_none() {
-                self.problem(node.span(), format!("a rule has no `{key}`; give {what}"));
+                self.problem(&span, format!("a rule has no `{key}`; give {what}"));
             }
             found
         };
