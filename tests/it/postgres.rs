@@ -23,6 +23,8 @@ pub fn fresh_database(folder: &Path) -> Address {
     let name: String = folder.file_name().unwrap().to_str().unwrap().to_lowercase().chars().filter(char::is_ascii_alphanumeric).collect();
     let name = format!("test_{}_{name}", std::process::id());
     let address = address(&name);
+    // A run takes longer than the server waits for its next user.
+    std::fs::write(server().join("used"), "").unwrap();
     sql(&self::address("postgres"), &format!("CREATE DATABASE {name}"));
     address
 }
