@@ -215,7 +215,9 @@ impl Judge<'_> {
     fn is_payable(&self, target: &str) -> bool {
         match self.estimate(Some(target)) {
             Estimate::Free => true,
-            estimate => decide(self.budgets, estimate.amount()).action != Action::Block,
+            estimate @ (Estimate::Costs(_) | Estimate::Flagged | Estimate::Unknown) => {
+                decide(self.budgets, estimate.amount()).action != Action::Block
+            }
         }
     }
 

@@ -168,7 +168,7 @@ impl<'s> Checker<'s> {
             let fields: Vec<&str> = NAMES.iter().map(|(known, _)| *known).filter(|known| begins_with(known, name)).collect();
             return self.fault(expr, format!("`{name}` is no value by itself; use {}", fields.join(" or ")));
         }
-        let known: Vec<&str> = NAMES.iter().map(|(known, _)| *known).collect();
+        let known: Vec<&str> = NAMES.iter().map(|(known, _)| *known).chain(["user", "tier"]).collect();
         self.fault(expr, format!("`{name}` is not known; {}", instead(name, &known)))
     }
 
