@@ -170,7 +170,10 @@ impl Problem {
                 Self { field: field(index, "cost"), ..Self::new(ErrorCode::InvalidField, detail) }
             }
             WriteError::Refused(Refusal::Unpriced { index, model }) => {
-                let what = if model.is_empty() { "is missing, and so is what the call cost" } else { "has no price" };
+                let what = match model.as_str() {
+                    "" => "is missing, and so is what the call cost".to_owned(),
+                    model => format!("is `{model}`, which has no price"),
+                };
                 let why = format!("{what}; give `cost`, or a model that is in prices.yaml; nothing of this request was booked");
                 Self {
                     field: field(index, "model"),
