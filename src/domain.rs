@@ -1,6 +1,7 @@
 //! What the business says: values in, values out. Nothing here waits, reads a clock, a file or the environment, or knows
 //! of HTTP, SQL or Stripe's field names.
 
+pub mod alert;
 pub mod book;
 pub mod caps;
 pub mod catalogue;

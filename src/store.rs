@@ -14,6 +14,7 @@ pub mod leases;
 pub mod ledger;
 pub mod links;
 pub mod news;
+pub mod outbox;
 pub mod postgres;
 pub mod reconciliation;
 pub mod recorded;

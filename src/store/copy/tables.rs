@@ -38,7 +38,7 @@ struct Declared {
 
 /// Not here, and why: `settled` is of SQLite's journal, which is settled before; `tickets` is a sequence on Postgres; `probe`, `leases`,
 /// `copying` and `copy_source` tell of the database itself.
-const TABLES: [Declared; 17] = [
+const TABLES: [Declared; 19] = [
     Declared {
         name: "users",
         key: &[text("user_id")],
@@ -62,6 +62,18 @@ const TABLES: [Declared; 17] = [
         name: "customers",
         key: &[text("customer")],
         rest: &[text("account_id"), text("user_id"), text("state"), int("updated_at"), int("reconciled_in")],
+        sums: &[],
+    },
+    Declared {
+        name: "outbox",
+        key: &[text("alert_id")],
+        rest: &[text("alert_key"), text("kind"), text("user_id"), text("message"), text("details"), int("created_at"), int("spread_at")],
+        sums: &[],
+    },
+    Declared {
+        name: "deliveries",
+        key: &[text("alert_id"), text("endpoint")],
+        rest: &[int("tries"), int("due_at"), int("delivered_at"), int("parked_at"), text("error")],
         sums: &[],
     },
     Declared {
