@@ -47,6 +47,11 @@ pub struct Facts<'a> {
 /// Answers the interpreter's questions. A name with a dot is asked for whole before its first part.
 pub(super) struct Lookup<'a> {
     facts: &'a Facts<'a>,
+    /// Lent to the interpreter, which would else get a copy of its own each time that it asks.
+    names: Names<'a>,
+    /// Its decimal text is read once, however many rules ask.
+    estimate: OnceLock<CelDouble>,
+    now: OnceLock<CelTimestamp>,
     /// `Some(None)`: it is too large to be judged.
     metadata: OnceLock<Option<CelMap<'a>>>,
     /// How often the interpreter asked.
@@ -54,10 +59,44 @@ pub(super) struct Lookup<'a> {
     pub asked: AtomicU64,
 }
 
+/// What is there already.
+struct Names<'a> {
+    user: CelString<'a>,
+    account: CelString<'a>,
+    tier: CelString<'a>,
+    rank: CelInt,
+    model: CelString<'a>,
+    provider: CelString<'a>,
+    input_tokens: CelInt,
+    output_tokens: CelInt,
+    budgets: BudgetsVal<'a>,
+    global: BudgetsVal<'a>,
+}
+
+impl<'a> Names<'a> {
+    fn of(facts: &'a Facts<'a>) -> Self {
+        Self {
+            user: facts.user.as_str().into(),
+            account: facts.account.map_or("", AccountId::as_str).into(),
+            tier: facts.tier.name.as_str().into(),
+            rank: facts.tier.rank.into(),
+            model: facts.model.unwrap_or_default().into(),
+            provider: facts.provider.unwrap_or_default().into(),
+            input_tokens: facts.input_tokens.into(),
+            output_tokens: facts.output_tokens.into(),
+            budgets: BudgetsVal { budgets: facts.budgets, whose: Whose::Users },
+            global: BudgetsVal { budgets: facts.budgets, whose: Whose::Everybodys },
+        }
+    }
+}
+
 impl<'a> Lookup<'a> {
     pub fn new(facts: &'a Facts<'a>) -> Self {
         Self {
             facts,
+            names: Names::of(facts),
+            estimate: OnceLock::new(),
+            now: OnceLock::new(),
             metadata: OnceLock::new(),
             #[cfg(test)]
             asked: AtomicU64::new(0),
@@ -69,43 +108,33 @@ impl<'a> Lookup<'a> {
     }
 }
 
-fn text<'b>(text: &'b str) -> CowVal<'b, 'b> {
-    CowVal::owned(CelString::from(text))
-}
-
-fn int<'b>(number: i64) -> CowVal<'b, 'b> {
-    CowVal::owned(CelInt::from(number))
-}
-
 impl VariableResolver for Lookup<'_> {
     fn resolve<'b>(&'b self, name: &str) -> Option<CowVal<'b, 'b>> {
         #[cfg(test)]
         self.asked.fetch_add(1, Ordering::Relaxed);
-        let facts = self.facts;
-        match name {
-            "user.id" => Some(text(facts.user.as_str())),
-            "user.account" => Some(text(facts.account.map_or("", AccountId::as_str))),
-            "tier.name" => Some(text(&facts.tier.name)),
-            "tier.rank" => Some(int(facts.tier.rank)),
-            "model" => Some(text(facts.model.unwrap_or_default())),
-            "provider" => Some(text(facts.provider.unwrap_or_default())),
-            "estimate" => Some(CowVal::owned(CelDouble::from(facts.estimate.dollars()))),
-            "input_tokens" => Some(int(facts.input_tokens)),
-            "output_tokens" => Some(int(facts.output_tokens)),
-            "budgets" => Some(CowVal::owned(BudgetsVal { budgets: facts.budgets, whose: Whose::Users })),
-            "global" => Some(CowVal::owned(BudgetsVal { budgets: facts.budgets, whose: Whose::Everybodys })),
-            "metadata" => {
-                let built = self.metadata.get_or_init(|| metadata::value(facts.metadata));
-                built.as_ref().map(|map| CowVal::Borrowed(map as &dyn Val))
-            }
+        let (facts, names) = (self.facts, &self.names);
+        let value: &'b dyn Val = match name {
+            "user.id" => &names.user,
+            "user.account" => &names.account,
+            "tier.name" => &names.tier,
+            "tier.rank" => &names.rank,
+            "model" => &names.model,
+            "provider" => &names.provider,
+            "estimate" => self.estimate.get_or_init(|| facts.estimate.dollars().into()),
+            "input_tokens" => &names.input_tokens,
+            "output_tokens" => &names.output_tokens,
+            "budgets" => &names.budgets,
+            "global" => &names.global,
+            "metadata" => self.metadata.get_or_init(|| metadata::value(facts.metadata)).as_ref()?,
             // CEL's times are of these years, and arithmetic on others would leave what can be counted.
-            "now" if (1..=9999).contains(&facts.now.year()) => Some(CowVal::owned(CelTimestamp::from(facts.now.fixed_offset()))),
+            "now" if (1..=9999).contains(&facts.now.year()) => self.now.get_or_init(|| facts.now.fixed_offset().into()),
             _ => {
                 let (whose, period, field) = budget_number(name)?;
                 let budget = BudgetsVal { budgets: facts.budgets, whose }.of(period)?;
-                budgets::number(budget, field).map(|number| CowVal::owned(CelDouble::from(number)))
+                return budgets::number(budget, field).map(|number| CowVal::owned(CelDouble::from(number)));
             }
-        }
+        };
+        Some(CowVal::Borrowed(value))
     }
 }
 
