@@ -19,6 +19,7 @@ mod explain;
 mod fake_stripe;
 mod grants;
 mod holds;
+mod keys;
 mod model;
 mod nodes;
 mod odd_input;
