@@ -180,8 +180,8 @@ impl KeyRing {
 
 /// A key is found by its digest, by a map here and by an index of the database there, which take longer the more of it agrees. What can be
 /// learnt of that is of a digest, and nobody can choose a key by the digest that it shall have: it would take 2^n tries to agree in n bits,
-/// and with all of them known there would still be no key. So the search itself needs no constant time. What it found is compared once
-/// more in constant time, so that nothing rests on how a database compares.
+/// and with all of them known there would still be no key. So the search itself needs no constant time. What the database found is compared
+/// once more in constant time, so that nothing rests on how a database compares.
 async fn stored(store: &Store, digest: KeyDigest) -> Result<Option<StoredKey>, StoreError> {
     let found = keys::by_digest(&mut store.reader().await?, digest).await?;
     Ok(found.filter(|(_, stands)| is_same(*stands, digest)).map(|(key, _)| key))

@@ -6,6 +6,7 @@ mod accounts;
 mod app;
 mod asking;
 mod auth;
+mod canary;
 mod cancelled;
 mod caps;
 mod cli;
