@@ -1,7 +1,6 @@
 //! Who may do what.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 
 use chrono::TimeDelta;
 use serde_json::{Value, json};
@@ -9,6 +8,7 @@ use spendgate::http::auth::Scope;
 use spendgate::http::doors::{DOORS, Need};
 
 use crate::app::{ADMIN_KEY, Answer, Database, TIERS, TestApp, on_each_database};
+use crate::tidy::sources;
 
 /// Every method that a client may send.
 const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"];
@@ -126,10 +126,8 @@ fn doors_in(source: &str) -> BTreeSet<&str> {
 
 #[test]
 fn every_path_that_the_router_knows_is_in_the_table() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let files = std::fs::read_dir(folder.join("http")).unwrap().map(|entry| entry.unwrap().path());
-    let sources: Vec<String> = files.chain([folder.join("http.rs")]).filter_map(|file| std::fs::read_to_string(file).ok()).collect();
-    let routed: BTreeSet<&str> = sources.iter().flat_map(|source| doors_in(source)).collect();
+    let sources = sources("src");
+    let routed: BTreeSet<&str> = sources.iter().filter(|source| source.room == "http").flat_map(|source| doors_in(&source.text)).collect();
     let told: BTreeSet<&str> = DOORS.iter().map(|(_, door, _)| *door).collect();
     assert_eq!(routed, told);
 }

@@ -236,11 +236,11 @@ async fn calls(service: &mut Service, customer: &str) {
             json!({"id": "g", "amount": 1, "period": "daily", "ends_at": "2099-01-01T00:00:00Z", "reason": EMAIL}),
         )
         .await;
-    service.done("PUT", "/v1/accounts/a", "{}").await;
-    service.done("PUT", &format!("/v1/accounts/a/users/{EMAIL}"), "").await;
-    service.done("DELETE", &format!("/v1/accounts/a/users/{EMAIL}"), "").await;
+    service.ask("PUT", "/v1/accounts/a", json!({"stripe_customer": null})).await;
+    service.ask("PUT", &format!("/v1/accounts/a/users/{EMAIL}"), "").await;
+    service.ask("DELETE", &format!("/v1/accounts/a/users/{EMAIL}"), "").await;
     service
-        .done(
+        .ask(
             "POST",
             "/v1/corrections",
             json!({"id": "c", "user_id": EMAIL, "amount": 0.001, "reason": "x", "time": Utc::now(), "model": "gpt-4o"}),
