@@ -92,7 +92,7 @@ enum Command {
     /// Make a price book of what others keep.
     #[command(subcommand)]
     Prices(prices::Command),
-    /// Make, list and revoke API keys.
+    /// Make, list, rotate and revoke API keys.
     #[command(subcommand)]
     Keys(keys::Keys),
 }

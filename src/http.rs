@@ -6,6 +6,7 @@ mod body;
 mod call;
 mod caps;
 mod corrections;
+pub mod doors;
 mod enforcement;
 pub mod error;
 mod events;
@@ -13,6 +14,9 @@ mod explain;
 mod grants;
 mod health;
 mod holds;
+pub mod key_book;
+pub mod key_ring;
+mod keys;
 pub mod notices;
 mod page;
 mod prices;
@@ -48,8 +52,8 @@ use crate::sync::asking::Asker;
 use crate::sync::reconcile::Reconciler;
 use crate::sync::{Rules, Touched};
 use crate::upgrade::Upgrades;
-use auth::KeyRing;
 use error::{ErrorCode, Problem};
+use key_ring::KeyRing;
 use notices::Notices;
 
 /// What every door needs.
@@ -60,7 +64,9 @@ pub struct App {
     /// Reads the files of the catalogue again.
     pub reload: Reload,
     pub notices: Notices,
-    pub keys: KeyRing,
+    pub keys: Arc<KeyRing>,
+    /// 256 bits that nobody can guess.
+    pub random: fn() -> anyhow::Result<[u8; 32]>,
     /// Empty: the webhook door says so and takes nothing.
     pub webhook_secrets: Vec<Secret>,
     pub rules: Rules,
@@ -163,6 +169,9 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/tiers", get(tiers::list))
         .route("/v1/prices", get(prices::show))
         .route("/v1/simulate", post(simulate::run))
+        .route("/v1/keys", get(keys::list).post(keys::create))
+        .route("/v1/keys/{key_id}", delete(keys::revoke))
+        .route("/v1/keys/{key_id}/rotate", post(keys::rotate))
         .route("/v1/events", get(events::list))
         .route("/v1/events/{event_id}", get(events::show))
         .route("/v1/events/{event_id}/replay", post(events::replay))

@@ -13,6 +13,10 @@ use tracing_subscriber::EnvFilter;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// What is not logged whatever `RUST_LOG` says. It would tell a parameter of `DATABASE_URL` that it does not know, with its value: a
+/// password, where somebody misspelt its name.
+const TELLS_SECRETS: [&str; 1] = ["sqlx_postgres::options::parse=off"];
+
 fn main() -> ExitCode {
     // A missing .env is the usual case; a broken one is told.
     if let Err(error) = dotenvy::dotenv()
@@ -32,6 +36,7 @@ fn main() -> ExitCode {
             Err(error) => return fail(&format!("RUST_LOG: {error}; a level such as info or debug would do")),
         },
     };
+    let filter = TELLS_SECRETS.iter().filter_map(|directive| directive.parse().ok()).fold(filter, EnvFilter::add_directive);
     let ansi = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
     let machine = Machine {

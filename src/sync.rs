@@ -206,9 +206,25 @@ fn doubt_alert(subscription: &str, doubt: &Doubt) -> Alert {
 }
 
 fn report(event: &Event, effect: &Effect) {
-    let (id, kind, state, sentence) = (&event.id, &event.kind, effect.state.name(), &effect.sentence);
-    info!(event_id = %id, kind = %kind, state, "event {id} ({kind}) {state}: {sentence}");
+    let (id, kind, state) = (&event.id, &event.kind, effect.state.name());
+    info!(event_id = %id, kind = %kind, state, "event {id} ({kind}) {state}; GET /v1/events/{id} says what it did");
     for alert in &effect.alerts {
-        warn!(event_id = %id, code = %alert.code, "event {id}: {}: {}", alert.code, alert.detail);
+        warn!(event_id = %id, code = %alert.code, "event {id}: {}: {}", alert.code, logged(alert));
     }
+}
+
+/// What the log is told of an alert. Some name users, whose ids may be e-mail addresses: those are told in full by the inbox only, and so is
+/// one that is not named here.
+fn logged(alert: &Alert) -> &str {
+    const WITHOUT_USERS: [&str; 8] = [
+        "other_account",
+        "other_mode",
+        "money_returned",
+        "unreadable_event",
+        "unmapped_price",
+        "missing_items",
+        "unknown_status",
+        "sync_failed",
+    ];
+    if WITHOUT_USERS.contains(&alert.code.as_str()) { &alert.detail } else { "GET /v1/events has the event, and says more" }
 }

@@ -194,8 +194,8 @@ impl Upgrades {
             None => None,
         };
         let owner = before.map_or_else(|| Owner::User(user.clone()), Owner::Account);
-        if let Err(other) = sync::bind(db, &owner, &made, false, now).await? {
-            warn!(customer = %made, "the customer {made} that was made for user {user} is bound to {other} already");
+        if sync::bind(db, &owner, &made, false, now).await?.is_err() {
+            warn!(customer = %made, "the customer {made} that was made for a user is bound to somebody else already");
             return Err(StripeError::Unreadable("a new customer is somebody else's").into());
         }
         let touched = match &owner {

@@ -20,7 +20,8 @@ use crate::config::{AdminKey, Config};
 use crate::current::{Current, Reload};
 use crate::domain::catalogue::Catalogue;
 use crate::domain::period::Period;
-use crate::http::auth::{ENVIRONMENT_KEY_ID, KeyRing, Scopes, digest, new_key};
+use crate::http::auth::{ENVIRONMENT_KEY_ID, Scopes, digest, new_key};
+use crate::http::key_ring::KeyRing;
 use crate::http::notices::Notices;
 use crate::http::{self, App};
 use crate::meter::{Clock, Meter, Settings};
@@ -41,6 +42,7 @@ pub struct Server {
     /// `None` where Stripe is not asked.
     pub asker: Option<Arc<Asker>>,
     pub reconciler: Option<Arc<Reconciler>>,
+    pub keys: Arc<KeyRing>,
     reload: Reload,
     stop: oneshot::Sender<()>,
     ended: JoinHandle<anyhow::Result<()>>,
@@ -88,6 +90,8 @@ impl Server {
             Some(asker) => Some(Arc::new(Upgrades::new(asker, link_key(&store, machine).await?, public_url.clone()))),
             None => None,
         };
+        let keys = Arc::new(KeyRing::default());
+        background.spawn(keys.clone().keep_writing(store.clone()));
         let app = Arc::new(App {
             store: store.clone(),
             meter,
@@ -95,7 +99,8 @@ impl Server {
             catalogue: current,
             reload: reload.clone(),
             notices: Notices::default(),
-            keys: KeyRing::default(),
+            keys: keys.clone(),
+            random: machine.random,
             webhook_secrets: config.webhook_secrets.clone(),
             rules,
             reconciler: reconciler.clone(),
@@ -105,6 +110,7 @@ impl Server {
             clock,
         });
         let (stop, stopped) = oneshot::channel();
+        let used = keys.clone();
         let ended = tokio::spawn(async move {
             let doors = http::Doors::new(app);
             // An error is a `stop` that was dropped, which means the same.
@@ -116,11 +122,14 @@ impl Server {
             background.shutdown().await;
             // The last holder of the meter is gone with the router and the asker, so the writer ends once its queue is done.
             writer.await?;
+            if let Err(error) = used.write_uses(&store).await {
+                warn!(%error, "when keys were used last could not be written: {error}");
+            }
             store.close().await;
             drop(lock);
             Ok(())
         });
-        Ok(Self { address, new_admin_key, asker, reconciler, reload, stop, ended })
+        Ok(Self { address, new_admin_key, asker, reconciler, keys, reload, stop, ended })
     }
 
     /// Finishes what is in flight.
@@ -232,7 +241,10 @@ async fn first_write(store: &Store, config: &Config, machine: &Machine) -> anyho
             name: "ADMIN_API_KEY".to_owned(),
             scopes: Scopes::admin().text(),
             created_at: now,
+            expires_at: None,
             revoked_at: None,
+            last_used_at: None,
+            successor: None,
         };
         keys::put(tx.connection()?, &stored, digest(key)).await?;
     } else {
@@ -240,7 +252,7 @@ async fn first_write(store: &Store, config: &Config, machine: &Machine) -> anyho
         keys::revoke(tx.connection()?, ENVIRONMENT_KEY_ID, now).await?;
     }
     if given.is_none() && keys::all(tx.connection()?).await?.is_empty() {
-        let key = new_key((machine.random)()?, "first", &Scopes::admin(), now);
+        let key = new_key((machine.random)()?, "first", &Scopes::admin(), now, None);
         keys::put(tx.connection()?, &key.stored, digest(&key.text)).await?;
         made = Some(key.text);
     }

@@ -1,29 +1,26 @@
 //! API keys: 256 random bits, of which only a digest is kept.
 
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, header};
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
 use super::App;
 use super::error::{ErrorCode, Problem};
+use super::key_ring::Refused;
+use crate::domain::period::rfc3339;
 use crate::store::keys::{KeyDigest, StoredKey};
-use crate::store::{Store, StoreError, keys};
 
 /// What every key of ours begins with, so that a scanner finds one in a place where it should not be.
 pub const KEY_PREFIX: &str = "sg_";
 /// The `key_id` of the key that `ADMIN_API_KEY` gives.
 pub const ENVIRONMENT_KEY_ID: &str = "environment";
-/// How long a key is believed without asking the store: a revoked one works no longer than this.
-pub const KEPT_FOR: TimeDelta = TimeDelta::seconds(5);
-/// Keys in memory; beyond, all are asked for again.
-const KEPT_MAX: usize = 10_000;
 /// A longer one is not a key.
 const KEY_BYTES_MAX: usize = 512;
 
@@ -49,15 +46,40 @@ impl Scope {
     }
 }
 
-/// The scopes of one key, as they are stored: names separated by commas.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The scopes of one key, each once. They are stored as names separated by commas, and sent as a list of them.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "Vec<String>")]
 pub struct Scopes(Vec<Scope>);
+
+impl Serialize for Scopes {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.iter().map(|scope| scope.name()))
+    }
+}
+
+impl TryFrom<Vec<String>> for Scopes {
+    type Error = &'static str;
+
+    fn try_from(names: Vec<String>) -> Result<Self, Self::Error> {
+        Self::of(names.iter().map(String::as_str)).ok_or("must be a list of check, write and admin")
+    }
+}
 
 impl Scopes {
     /// `None` where a name is not a scope, or there is none.
     pub fn parse(text: &str) -> Option<Self> {
-        let one = |name: &str| Scope::ALL.into_iter().find(|scope| scope.name() == name.trim());
-        text.split(',').map(one).collect::<Option<Vec<_>>>().map(Self)
+        Self::of(text.split(',').map(str::trim))
+    }
+
+    fn of<'a>(names: impl Iterator<Item = &'a str>) -> Option<Self> {
+        let mut scopes = Vec::new();
+        for name in names {
+            let scope = Scope::ALL.into_iter().find(|scope| scope.name() == name)?;
+            if !scopes.contains(&scope) {
+                scopes.push(scope);
+            }
+        }
+        (!scopes.is_empty()).then_some(Self(scopes))
     }
 
     pub fn admin() -> Self {
@@ -68,7 +90,7 @@ impl Scopes {
         self.0.iter().map(|scope| scope.name()).collect::<Vec<_>>().join(",")
     }
 
-    fn allow(&self, scope: Scope) -> bool {
+    pub fn allow(&self, scope: Scope) -> bool {
         self.0.contains(&scope) || self.0.contains(&Scope::Admin)
     }
 }
@@ -85,12 +107,13 @@ impl fmt::Debug for NewKey {
     }
 }
 
-/// Makes a key of 32 random bytes.
-pub fn new_key(random: [u8; 32], name: &str, scopes: &Scopes, now: DateTime<Utc>) -> NewKey {
+/// Makes a key of 32 random bytes; without `expires_at` it ends when it is revoked.
+pub fn new_key(random: [u8; 32], name: &str, scopes: &Scopes, now: DateTime<Utc>, expires_at: Option<DateTime<Utc>>) -> NewKey {
     let text = format!("{KEY_PREFIX}{}", hex::encode(random));
     // The digest's beginning names the key without telling anything of it.
     let key_id = format!("key_{}", hex::encode(&digest(&text)[..6]));
-    let stored = StoredKey { key_id, name: name.to_owned(), scopes: scopes.text(), created_at: now, revoked_at: None };
+    let (name, scopes) = (name.to_owned(), scopes.text());
+    let stored = StoredKey { key_id, name, scopes, created_at: now, expires_at, revoked_at: None, last_used_at: None, successor: None };
     NewKey { text, stored }
 }
 
@@ -106,51 +129,9 @@ pub struct Caller {
     scopes: Scopes,
 }
 
-/// A caller, and when the store was asked for him.
-type Kept = (Arc<Caller>, DateTime<Utc>);
-
-/// The keys that were used lately.
-#[derive(Debug, Default)]
-pub struct KeyRing {
-    kept: Mutex<HashMap<KeyDigest, Kept>>,
-}
-
-impl KeyRing {
-    fn kept(&self, digest: KeyDigest) -> Option<Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner).get(&digest).cloned()
-    }
-
-    async fn stored(store: &Store, digest: KeyDigest) -> Result<Option<StoredKey>, StoreError> {
-        keys::by_digest(&mut store.reader().await?, digest).await
-    }
-
-    async fn caller(&self, store: &Store, digest: KeyDigest, now: DateTime<Utc>) -> Result<Option<Arc<Caller>>, StoreError> {
-        let fresh = |read_at: DateTime<Utc>| read_at <= now && now - read_at < KEPT_FOR;
-        if let Some((caller, _)) = self.kept(digest).filter(|(_, read_at)| fresh(*read_at)) {
-            return Ok(Some(caller));
-        }
-        let stored = match Self::stored(store, digest).await {
-            Ok(stored) => stored,
-            // While the store is away, a key that was good is good: checks are then answered BLOCK, not with an error.
-            Err(error) => return self.kept(digest).map(|(caller, _)| Some(caller)).ok_or(error),
-        };
-        let caller = stored.filter(|key| key.revoked_at.is_none()).and_then(|key| {
-            let scopes = Scopes::parse(&key.scopes)?;
-            Some(Arc::new(Caller { key_id: key.key_id, scopes }))
-        });
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        match &caller {
-            Some(caller) => {
-                if KEPT_MAX <= kept.len() {
-                    kept.clear();
-                }
-                kept.insert(digest, (caller.clone(), now));
-            }
-            None => {
-                kept.remove(&digest);
-            }
-        }
-        Ok(caller)
+impl Caller {
+    pub(super) fn new(key_id: String, scopes: Scopes) -> Self {
+        Self { key_id, scopes }
     }
 }
 
@@ -183,7 +164,10 @@ pub async fn require(app: &App, key: &Bearer, scope: Scope) -> Result<Arc<Caller
         return Err(unauthorized("the Authorization header is not a bearer key"));
     }
     let caller = app.keys.caller(&app.store, digest(key.trim()), app.now()).await?;
-    let caller = caller.ok_or_else(|| unauthorized("the key is not known, or was revoked"))?;
+    let caller = caller.map_err(|refused| match refused {
+        Refused::Unknown => unauthorized("the key is not known, or was revoked"),
+        Refused::Expired(end) => unauthorized(&format!("the key expired at {}", rfc3339(end))),
+    })?;
     if !caller.scopes.allow(scope) {
         let (has, needs) = (caller.scopes.text(), scope.name());
         return Err(Problem::new(ErrorCode::ForbiddenScope, format!("the key's scopes are {has}; this needs {needs}")));

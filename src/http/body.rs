@@ -114,9 +114,20 @@ fn named(message: &str, path: &str, prefix: &str) -> Problem {
         return Problem::field(ErrorCode::InvalidField, &format!("{prefix}{quoted}"), "is given twice");
     }
     let field = format!("{prefix}{}", inner.trim_end_matches('.'));
-    let message = message.replace("expected i64", "expected a whole number").replace("expected a map", "expected an object");
+    let message = without_value(message).replace("expected i64", "expected a whole number").replace("expected a map", "expected an object");
     let why = if message.starts_with("invalid ") { format!("does not fit: {message}") } else { message };
     Problem::invalid(&field, why)
+}
+
+/// serde repeats the text that does not fit. It is nothing for an answer, which may be kept where the request is not: somebody may have sent
+/// a secret in the wrong place.
+fn without_value(message: &str) -> String {
+    let end = message.rfind(", expected").unwrap_or(message.len());
+    let kind = ["invalid type: string", "invalid value: string", "unknown variant"].into_iter().find(|kind| message.starts_with(kind));
+    match kind {
+        Some(kind) => format!("{kind}{}", &message[end..]),
+        None => message.to_owned(),
+    }
 }
 
 /// `serde_json` adds where in the text; the path says it better.

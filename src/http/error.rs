@@ -39,6 +39,9 @@ pub enum ErrorCode {
     IdReused,
     HoldNotFound,
     HoldEnded,
+    KeyNotFound,
+    KeyEnded,
+    LastAdminKey,
     CustomerBound,
     BudgetIsShared,
     TooManyGrants,
@@ -70,6 +73,7 @@ impl ErrorCode {
             | Self::PriceNotFound
             | Self::GrantNotFound
             | Self::HoldNotFound
+            | Self::KeyNotFound
             | Self::LinkInvalid => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
@@ -78,7 +82,7 @@ impl ErrorCode {
             Self::MissingField | Self::UnknownField | Self::InvalidField | Self::UnknownModel | Self::CatalogueRefused => {
                 StatusCode::UNPROCESSABLE_ENTITY
             }
-            Self::StripeNotAsked => StatusCode::CONFLICT,
+            Self::StripeNotAsked | Self::KeyEnded | Self::LastAdminKey => StatusCode::CONFLICT,
             Self::LinkExpired => StatusCode::GONE,
             Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
             Self::StripeUnreachable | Self::WebhookNotConfigured | Self::Busy | Self::StoreUnavailable => StatusCode::SERVICE_UNAVAILABLE,
@@ -105,6 +109,9 @@ impl ErrorCode {
             Self::BodyTooLarge => "The body is too large",
             Self::HoldNotFound => "There is no such hold",
             Self::HoldEnded => "The hold has ended",
+            Self::KeyNotFound => "There is no such key",
+            Self::KeyEnded => "The key has ended, or was replaced",
+            Self::LastAdminKey => "No other key may change keys",
             Self::IdReused => "The id was used before with another body",
             Self::CustomerBound => "The Stripe customer is bound to somebody else",
             Self::BudgetIsShared => "The budget is not the user's own",

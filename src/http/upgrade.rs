@@ -76,9 +76,9 @@ pub async fn returned(State(app): State<Arc<App>>, method: Method, headers: Head
         if method != Method::HEAD && !is_prefetch(&headers) {
             let now = app.now();
             match to_its_end(async move { upgrades.returned(&claim, now).await }).await {
-                Ok(Err(UpgradeError::Stripe(error))) => warn!("Stripe could not be asked about user {user}, who is back from it: {error}"),
+                Ok(Err(UpgradeError::Stripe(error))) => warn!("Stripe could not be asked about a user who is back from it: {error}"),
                 Ok(done) => done.map_err(problem)?,
-                Err(_) => warn!("Stripe does not answer in time about user {user}, who is back from it"),
+                Err(_) => warn!("Stripe does not answer in time about a user who is back from it"),
             }
             if let Some(to) = &app.return_url {
                 let to = HeaderValue::try_from(to).map_err(|_| interrupted())?;

@@ -252,7 +252,8 @@ pub async fn change(
         let why = format!("is bound to {other} already; unbind it there first, with null");
         return Err(Problem::field(ErrorCode::CustomerBound, "stripe_customer", why));
     }
-    tracing::info!(user = %user, key_id = %key_id, "user {user} was changed by key {key_id}");
+    // Who it was is in the audit table: a user's id may be an e-mail address, which is nothing for a log.
+    tracing::info!(key_id = %key_id, "a user was changed by key {key_id}");
     let catalogue = app.catalogue.load();
     let view = app.meter.view(&catalogue, &user, now).await?;
     Ok(Json(UserView::of(&app, &user, &view)).into_response())

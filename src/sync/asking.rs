@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tracing::{debug, error, info, warn};
 
 use super::binding::{Touched, bound, owner, read_hint};
-use super::{alert, doubt_alert, tier_sentence, unbound};
+use super::{alert, doubt_alert, logged, tier_sentence, unbound};
 use crate::current::Current;
 use crate::domain::subscription::Snapshot;
 use crate::store::accounts::{self, StoredCustomer};
@@ -344,9 +344,10 @@ impl Asker {
 
 fn report(customer: &str, effect: &Effect, is_news: bool) {
     if is_news {
-        info!(customer, state = effect.state.name(), "{}", effect.sentence);
+        let state = effect.state.name();
+        info!(customer, state, "Stripe was asked about customer {customer}: {state}");
     }
     for alert in &effect.alerts {
-        warn!(customer, code = %alert.code, "customer {customer}: {}: {}", alert.code, alert.detail);
+        warn!(customer, code = %alert.code, "customer {customer}: {}: {}", alert.code, logged(alert));
     }
 }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -13,7 +14,7 @@ use spendgate::cli::serve::Server;
 use spendgate::config::{AdminKey, Config, StripeConfig};
 use spendgate::domain::pricing::PriceBook;
 use spendgate::domain::{prices_file, tiers_file};
-use spendgate::store::Address;
+use spendgate::store::{Address, Store};
 use spendgate::stripe::signature::Secret;
 use spendgate::sync::asking::Asker;
 use spendgate::sync::reconcile::Reconciler;
@@ -50,6 +51,14 @@ pub struct TestApp {
     pub folder: TempDir,
     /// Whether the database goes with it.
     owns: bool,
+}
+
+/// Numbers that no test knows, each once.
+fn random() -> anyhow::Result<[u8; 32]> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let mut bytes = [7; 32];
+    bytes[..8].copy_from_slice(&NEXT.fetch_add(1, Ordering::Relaxed).to_le_bytes());
+    Ok(bytes)
 }
 
 /// An answer, read.
@@ -161,7 +170,7 @@ impl TestApp {
 
     async fn open(&mut self) {
         let clock = self.clock.clone();
-        let machine = Machine { clock: Arc::new(move || *clock.lock().unwrap()), random: || Ok([7; 32]), environment: |_| None };
+        let machine = Machine { clock: Arc::new(move || *clock.lock().unwrap()), random, environment: |_| None };
         let catalogue = tiers_file::read(&self.tiers, self.prices.clone()).unwrap_or_else(|problems| panic!("{problems:?}"));
         self.server = Some(Server::start(&self.config, catalogue, &machine).await.unwrap());
     }
@@ -244,6 +253,12 @@ impl TestApp {
     /// Who compares everything with Stripe; only where there is a key.
     pub fn reconciler(&self) -> Arc<Reconciler> {
         self.server.as_ref().and_then(|server| server.reconciler.clone()).expect("it has a key")
+    }
+
+    /// Lets the store know when keys were used last, as the service does by itself once a minute.
+    pub async fn write_uses(&self) {
+        let server = self.server.as_ref().expect("it runs");
+        server.keys.write_uses(&Store::open(&self.config.database).await.unwrap()).await.unwrap();
     }
 
     pub fn address(&self) -> SocketAddr {

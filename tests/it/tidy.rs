@@ -36,14 +36,14 @@ const ONLY_IN: [(&str, &[&str]); 8] = [
     ("std::env", &["main"]),
 ];
 
-struct Source {
+pub struct Source {
     /// The first folder or file below `src`, without its ending.
-    room: String,
+    pub room: String,
     path: PathBuf,
-    text: String,
+    pub text: String,
 }
 
-fn sources(folder: &str) -> Vec<Source> {
+pub fn sources(folder: &str) -> Vec<Source> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
     let mut found = Vec::new();
     let mut folders = vec![root.clone()];

@@ -193,7 +193,16 @@ const TABLES: [Declared; 19] = [
     Declared {
         name: "api_keys",
         key: &[text("key_id")],
-        rest: &[text("name"), bytes("digest"), text("scopes"), int("created_at"), int("revoked_at")],
+        rest: &[
+            text("name"),
+            bytes("digest"),
+            text("scopes"),
+            int("created_at"),
+            int("revoked_at"),
+            int("expires_at"),
+            int("last_used_at"),
+            text("successor"),
+        ],
         sums: &[],
     },
     Declared { name: "upgrade_links", key: &[int("only")], rest: &[bytes("secret")], sums: &[] },
