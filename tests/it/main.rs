@@ -18,6 +18,7 @@ mod events;
 mod explain;
 mod fake_stripe;
 mod grants;
+mod healthcheck;
 mod holds;
 mod model;
 mod nodes;
