@@ -11,6 +11,7 @@ mod caps;
 mod cli;
 mod copy;
 mod demo_routes;
+mod deploy;
 mod disk_full;
 mod durability;
 mod enforcement;
