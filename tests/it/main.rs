@@ -18,6 +18,7 @@ mod enforcement;
 mod events;
 mod explain;
 mod fake_stripe;
+mod fuzz;
 mod grants;
 mod healthcheck;
 mod holds;
