@@ -5,6 +5,7 @@
 mod accounts;
 mod app;
 mod asking;
+mod attack;
 mod auth;
 mod cancelled;
 mod caps;
