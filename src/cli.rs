@@ -6,6 +6,7 @@ mod copy;
 mod demo;
 mod explain;
 mod fake_stripe;
+mod healthcheck;
 mod keys;
 mod plan;
 mod prices;
@@ -68,6 +69,8 @@ enum Command {
     Replay(replay::Args),
     /// Start a fake Stripe on loopback, to try webhooks, checkout and the portal without a Stripe account.
     FakeStripe(fake_stripe::Args),
+    /// Ask the service on this machine whether it is ready: 0 where it is, else 1.
+    Healthcheck,
     /// Check the settings, tiers.yaml and prices.yaml, and say what is wrong with them.
     CheckConfig,
     /// Show what another tiers.yaml or prices.yaml would change, and for whom; nothing is changed.
@@ -115,6 +118,7 @@ impl Cli {
             Command::Demo(args) => demo::run(args, machine).await.map(|()| ExitCode::SUCCESS),
             Command::Replay(args) => replay::run(args, &machine).await,
             Command::FakeStripe(args) => fake_stripe::run(args, machine).await.map(|()| ExitCode::SUCCESS),
+            Command::Healthcheck => healthcheck::run(&machine).await,
             Command::CheckConfig => check_config::run(&machine).map(|()| ExitCode::SUCCESS),
             Command::Plan(args) => plan::run(args, machine).await.map(|()| ExitCode::SUCCESS),
             Command::Schema(args) => {

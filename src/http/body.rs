@@ -9,7 +9,7 @@ use chrono::{DateTime, Utc};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::value::RawValue;
 
 use super::error::{ErrorCode, Problem};
@@ -86,10 +86,8 @@ fn object<T: DeserializeOwned>(text: &str, prefix: &str) -> Result<T, Problem> {
     }
     let mut deserializer = serde_json::Deserializer::from_str(text);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
-        if !error.inner().is_data() {
-            return malformed(error.inner());
-        }
-        named(&without_position(&error.inner().to_string()), &error.path().to_string(), prefix)
+        let (told, path) = (without_position(&error.inner().to_string()), error.path().to_string());
+        if error.inner().is_data() { named(&told, &path, prefix) } else { unreadable(text, error.inner(), &told, &path, prefix) }
     })?;
     deserializer.end().map_err(|error| malformed(&error))?;
     Ok(value)
@@ -97,6 +95,19 @@ fn object<T: DeserializeOwned>(text: &str, prefix: &str) -> Result<T, Problem> {
 
 fn malformed(error: &serde_json::Error) -> Problem {
     Problem::new(ErrorCode::MalformedJson, format!("the body is not JSON: {error}"))
+}
+
+/// No JSON, or a value that no field can have: a number beyond all floats, half of a pair of characters, something else than a word where
+/// one of some words is expected. `serde_json` calls them alike, but the latter are the fault of one field.
+fn unreadable(text: &str, error: &serde_json::Error, told: &str, path: &str, prefix: &str) -> Problem {
+    let field = path.split(['.', '[']).next().filter(|field| !field.is_empty() && *field != "?");
+    match field.filter(|_| serde_json::from_str::<IgnoredAny>(text).is_ok()) {
+        Some(field) => {
+            let why = if told == "expected value" { "another kind of value is expected" } else { told };
+            Problem::invalid(&format!("{prefix}{field}"), format!("does not fit: {why}"))
+        }
+        None => malformed(error),
+    }
 }
 
 /// serde says what is wrong in a sentence; the field's name is in it, or in the path to it.

@@ -192,9 +192,10 @@ struct UserChange {
 impl ChangeBody {
     fn check(self, catalogue: &Catalogue, now: DateTime<Utc>) -> Result<UserChange, Problem> {
         if self.stripe_customer.is_none() && self.tier.is_none() {
-            return Err(Problem::new(
+            return Err(Problem::field(
                 ErrorCode::MissingField,
-                "give `stripe_customer` (an id, or null to unbind) or `tier` (a name, or null to clear)",
+                "tier",
+                "is missing, and so is `stripe_customer`; give a tier (a name, or null to clear) or a customer (an id, or null to unbind)",
             ));
         }
         if self.ends_at.is_some() && !matches!(self.tier, Some(Some(_))) {

@@ -1,7 +1,7 @@
 //! What the service survives: kills, power cuts, a disk that fails, a Postgres whose primary dies or is replaced; and what holds where many
-//! processes share one. The real binary is put under load, something breaks, it is started again, and each write that it acknowledged
-//! must be there once. Each fault has a control that must show itself, or the harness is void. `FAULTS=long` takes more of each. (A disk
-//! that fills up is in `tests/it/disk_full.rs`.)
+//! processes share one. Users whom nobody knows cost nothing. The real binary is put under load, something breaks, it is started again, and
+//! each write that it acknowledged must be there once. Each fault has a control that must show itself, or the harness is void. `FAULTS=long`
+//! takes more of each. (A disk that fills up is in `tests/it/disk_full.rs`.)
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that panics has failed, which is what it is for")]
 #![expect(clippy::disallowed_methods, reason = "how long it may take, and whether it runs in CI, is told by the environment")]
 
@@ -16,6 +16,7 @@ mod pgbouncer;
 mod power_cuts;
 mod servers;
 mod service;
+mod unknown_users;
 
 use std::process::Command;
 

@@ -67,6 +67,16 @@ impl Service {
         }
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Asks it to stop, and waits until it has.
+    pub fn stop(&mut self) {
+        run(Command::new("kill").arg(self.pid().to_string())).unwrap();
+        assert!(self.child.wait().unwrap().success());
+    }
+
     /// `kill -9`. When it returns, no file of the service is open any more.
     pub fn kill(&mut self) {
         self.child.kill().unwrap();

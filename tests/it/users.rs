@@ -130,8 +130,8 @@ async fn changes_that_make_no_sense_are_refused_by_field() {
             let problem = app.put("/v1/users/u", &body).await.problem(422, code);
             assert_eq!(problem.get("field").and_then(Value::as_str).unwrap_or_default(), field, "{body}");
         };
-        check(json!({}), "missing_field", "").await;
-        check(json!({"reason": "x"}), "missing_field", "").await;
+        check(json!({}), "missing_field", "tier").await;
+        check(json!({"reason": "x"}), "missing_field", "tier").await;
         check(json!({"tier": "pro"}), "missing_field", "reason").await;
         check(json!({"tier": null}), "missing_field", "reason").await;
         check(json!({"tier": "prof", "reason": "x"}), "invalid_field", "tier").await;
