@@ -11,7 +11,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::auth::{Bearer, Scope, require};
 use super::body::{Name, NoParams, Params, PathId};
 use super::error::{ErrorCode, Problem};
-use super::openapi::shapes::{Cursor, Limit};
+use super::openapi::shapes::{Cursor, Limit, MaybeShown};
 use super::view::Moment;
 use super::{App, page};
 use crate::domain::subscription::Item;
@@ -65,11 +65,12 @@ struct Understood {
     subscription: Option<String>,
     user_hint: Option<String>,
     #[serde(flatten)]
+    #[schema(value_type = MaybeShown)]
     shown: Option<ShownView>,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
-struct ShownView {
+pub(super) struct ShownView {
     status: Option<String>,
     items: Vec<ItemView>,
     period_end: Option<Moment>,

@@ -45,7 +45,7 @@ async fn every_door_that_is_described_is_there() {
             let request = app.client.request(method.to_uppercase().parse().unwrap(), app.url(&filled(&path))).bearer_auth(ADMIN_KEY);
             let answer = app.send(request).await;
             assert_ne!(answer.status, 405, "{method} {path}");
-            let nothing = answer.status == 404 && answer.json()["code"] == "not_found";
+            let nothing = answer.status == 404 && answer.text.contains("\"code\":\"not_found\"");
             assert!(!nothing, "{method} {path}: {}", answer.text);
         }
         app.get("/v1/nothing").await.problem(404, "not_found");

@@ -25,6 +25,7 @@ use crate::http::body::{Name, Time};
 use crate::http::call::Tokens;
 use crate::http::enforcement::Question;
 use crate::http::error::Problem;
+use crate::http::events::ShownView;
 use crate::http::holds::{HoldView, STATES, TTL_MAX, Ttl};
 use crate::http::usage::{MANY_MAX, Metadata, Record};
 use crate::http::view::{DecisionView, Moment};
@@ -399,6 +400,22 @@ impl ToSchema for Answered {
     fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
         schemas.push((Answers::name().into_owned(), Answers::schema()));
         Answers::schemas(schemas);
+    }
+}
+
+/// What an event shows of a subscription, where it shows one.
+pub struct MaybeShown;
+
+impl PartialSchema for MaybeShown {
+    fn schema() -> RefOr<Schema> {
+        AnyOfBuilder::new().item(Ref::from_schema_name(ShownView::name())).item(ObjectBuilder::new()).into()
+    }
+}
+
+impl ToSchema for MaybeShown {
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        schemas.push((ShownView::name().into_owned(), ShownView::schema()));
+        ShownView::schemas(schemas);
     }
 }
 
