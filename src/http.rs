@@ -18,6 +18,7 @@ pub mod key_book;
 pub mod key_ring;
 mod keys;
 pub mod notices;
+mod openapi;
 mod page;
 mod prices;
 mod reconciliation;
@@ -38,11 +39,12 @@ use std::sync::Arc;
 use axum::Router;
 use axum::http::{Method, Request};
 use axum::response::Response;
-use axum::routing::{delete, get, post, put};
 use chrono::{DateTime, Utc};
 use hyper::body::Incoming;
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use crate::current::{Current, Reload};
 use crate::meter::{Clock, Meter};
@@ -146,43 +148,52 @@ impl Doors {
     }
 }
 
+/// Every door, with its description. A handler is registered by its name: its path and method are those of its `#[utoipa::path]`.
+fn doors() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::with_openapi(openapi::head())
+        .routes(routes!(enforcement::one))
+        .routes(routes!(enforcement::several))
+        .routes(routes!(explain::show))
+        .routes(routes!(usage::record))
+        .routes(routes!(usage::list))
+        .routes(routes!(corrections::create))
+        .routes(routes!(holds::list, holds::create))
+        .routes(routes!(holds::show))
+        .routes(routes!(holds::capture))
+        .routes(routes!(holds::release))
+        .routes(routes!(holds::extend))
+        .routes(routes!(users::list))
+        .routes(routes!(users::show, users::change))
+        .routes(routes!(caps::show, caps::change))
+        .routes(routes!(grants::list, grants::create))
+        .routes(routes!(grants::revoke))
+        .routes(routes!(accounts::show, accounts::change))
+        .routes(routes!(accounts::join, accounts::leave))
+        .routes(routes!(tiers::list))
+        .routes(routes!(prices::show))
+        .routes(routes!(simulate::run))
+        .routes(routes!(keys::list, keys::create))
+        .routes(routes!(keys::revoke))
+        .routes(routes!(keys::rotate))
+        .routes(routes!(events::list))
+        .routes(routes!(events::show))
+        .routes(routes!(events::replay))
+        .routes(routes!(reload::reload))
+        .routes(routes!(reconciliation::show, reconciliation::begin))
+        .routes(routes!(webhook::receive))
+        .routes(routes!(upgrade::page))
+        .routes(routes!(upgrade::open))
+        .routes(routes!(upgrade::returned))
+        .routes(routes!(health::alive))
+        .routes(routes!(health::ready))
+        .routes(routes!(openapi::pages::document))
+        .routes(routes!(openapi::pages::page))
+        .routes(routes!(openapi::pages::part))
+}
+
 fn router(app: Arc<App>) -> Router {
-    Router::new()
-        .route("/v1/users/{user_id}/enforcement", get(enforcement::one))
-        .route("/v1/enforcement", post(enforcement::several))
-        .route("/v1/users/{user_id}/explain", get(explain::show))
-        .route("/v1/usage", post(usage::record))
-        .route("/v1/corrections", post(corrections::create))
-        .route("/v1/holds", get(holds::list).post(holds::create))
-        .route("/v1/holds/{hold_id}", get(holds::show))
-        .route("/v1/holds/{hold_id}/capture", post(holds::capture))
-        .route("/v1/holds/{hold_id}/release", post(holds::release))
-        .route("/v1/holds/{hold_id}/extend", post(holds::extend))
-        .route("/v1/users", get(users::list))
-        .route("/v1/users/{user_id}", get(users::show).put(users::change))
-        .route("/v1/users/{user_id}/usage", get(usage::list))
-        .route("/v1/users/{user_id}/caps", get(caps::show).put(caps::change))
-        .route("/v1/users/{user_id}/grants", get(grants::list).post(grants::create))
-        .route("/v1/users/{user_id}/grants/{grant_id}", delete(grants::revoke))
-        .route("/v1/accounts/{account_id}", get(accounts::show).put(accounts::change))
-        .route("/v1/accounts/{account_id}/users/{user_id}", put(accounts::join).delete(accounts::leave))
-        .route("/v1/tiers", get(tiers::list))
-        .route("/v1/prices", get(prices::show))
-        .route("/v1/simulate", post(simulate::run))
-        .route("/v1/keys", get(keys::list).post(keys::create))
-        .route("/v1/keys/{key_id}", delete(keys::revoke))
-        .route("/v1/keys/{key_id}/rotate", post(keys::rotate))
-        .route("/v1/events", get(events::list))
-        .route("/v1/events/{event_id}", get(events::show))
-        .route("/v1/events/{event_id}/replay", post(events::replay))
-        .route("/v1/admin/reload", post(reload::reload))
-        .route("/v1/reconciliation", get(reconciliation::show).post(reconciliation::begin))
-        .route("/webhooks/stripe", post(webhook::receive))
-        .route("/upgrade", get(upgrade::page))
-        .route("/upgrade/{token}", get(upgrade::open))
-        .route("/billing/return/{token}", get(upgrade::returned))
-        .route("/healthz", get(health::alive))
-        .route("/readyz", get(health::ready))
+    let (router, _) = doors().split_for_parts();
+    router
         .fallback(async || Problem::new(ErrorCode::NotFound, "there is nothing at this path; docs/API.md lists what there is"))
         .method_not_allowed_fallback(async || {
             Problem::new(ErrorCode::MethodNotAllowed, "this path takes another method; the Allow header says which")

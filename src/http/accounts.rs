@@ -7,11 +7,13 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
+use utoipa::{IntoParams, ToSchema};
 
 use super::auth::{Bearer, Caller, Scope, require};
 use super::body::{self, AccountPath, MemberPath, Name, NoParams, Params};
 use super::error::{ErrorCode, Problem};
+use super::openapi::shapes::{Cursor, Limit};
 use super::users::present;
 use super::view::Moment;
 use super::{App, page};
@@ -23,13 +25,13 @@ use crate::sync::{self, Owner, Touched};
 
 const BODY_BYTES_MAX: usize = 64 * 1024;
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Lifetime {
     spent: Money,
     entries: i64,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct AccountView {
     account_id: AccountId,
     created_at: Moment,
@@ -40,14 +42,24 @@ struct AccountView {
     next_cursor: Option<String>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub struct ShowQuery {
+    #[param(value_type = Option<Limit>)]
     limit: Option<String>,
+    #[param(value_type = Option<Cursor>)]
     cursor: Option<String>,
 }
 
 /// `GET /v1/accounts/{account_id}`, with its users by pages.
+#[utoipa::path(
+    get, path = "/v1/accounts/{account_id}", tag = "accounts", operation_id = "show_account",
+    params(("account_id" = AccountId, Path, description = "percent-encoded"), ShowQuery),
+    responses((status = 200, description = "the account, with a page of its users", body = AccountView)),
+    security(("bearer" = ["check"])),
+    extensions(("x-problem-codes" = json!([ErrorCode::AccountNotFound]))),
+)]
 pub async fn show(
     State(app): State<Arc<App>>,
     key: Bearer,
@@ -69,15 +81,25 @@ pub async fn show(
 }
 
 /// `null` unbinds.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = AccountChange)]
 #[serde(deny_unknown_fields)]
 struct ChangeBody {
     #[serde(default, deserialize_with = "present")]
+    #[schema(required, value_type = Option<Name>)]
     stripe_customer: Option<Option<Name>>,
     reason: Option<Name>,
 }
 
 /// `PUT /v1/accounts/{account_id}`: makes the account and binds a Stripe customer to it. Audited.
+#[utoipa::path(
+    put, path = "/v1/accounts/{account_id}", tag = "accounts", operation_id = "change_account",
+    params(("account_id" = AccountId, Path, description = "percent-encoded")),
+    request_body(content = ChangeBody, example = json!({"stripe_customer": "cus_42"})),
+    responses((status = 200, description = "the account, changed", body = AccountView)),
+    security(("bearer" = ["admin"])),
+    extensions(("x-problem-codes" = json!([ErrorCode::CustomerBound]))),
+)]
 pub async fn change(
     State(app): State<Arc<App>>,
     key: Bearer,
@@ -118,7 +140,21 @@ pub async fn change(
     show(State(app), key, AccountPath(account), Params(ShowQuery { limit: None, cursor: None })).await
 }
 
+/// Where a user spends from now on.
+#[derive(Debug, Serialize, ToSchema)]
+struct MemberView<'a> {
+    /// `None`: he stands alone.
+    account_id: Option<&'a AccountId>,
+    user_id: &'a UserId,
+}
+
 /// `PUT /v1/accounts/{account_id}/users/{user_id}`: from now on the user spends in this account. Audited.
+#[utoipa::path(
+    put, path = "/v1/accounts/{account_id}/users/{user_id}", tag = "accounts", operation_id = "join_account",
+    params(("account_id" = AccountId, Path, description = "percent-encoded"), ("user_id" = UserId, Path, description = "the application's own id, percent-encoded")),
+    responses((status = 200, description = "he belongs to it", body = MemberView<'static>)),
+    security(("bearer" = ["admin"])),
+)]
 pub async fn join(
     State(app): State<Arc<App>>,
     key: Bearer,
@@ -127,10 +163,17 @@ pub async fn join(
 ) -> Result<Response, Problem> {
     let caller = require(&app, &key, Scope::Admin).await?;
     belong(&app, caller, &account, &user, true).await?;
-    Ok(Json(json!({"account_id": account, "user_id": user})).into_response())
+    Ok(Json(MemberView { account_id: Some(&account), user_id: &user }).into_response())
 }
 
 /// `DELETE /v1/accounts/{account_id}/users/{user_id}`: from now on the user stands alone. What he spent in the account stays there.
+#[utoipa::path(
+    delete, path = "/v1/accounts/{account_id}/users/{user_id}", tag = "accounts", operation_id = "leave_account",
+    params(("account_id" = AccountId, Path, description = "percent-encoded"), ("user_id" = UserId, Path, description = "the application's own id, percent-encoded")),
+    responses((status = 200, description = "he stands alone", body = MemberView<'static>)),
+    security(("bearer" = ["admin"])),
+    extensions(("x-problem-codes" = json!([ErrorCode::AccountNotFound]))),
+)]
 pub async fn leave(
     State(app): State<Arc<App>>,
     key: Bearer,
@@ -141,7 +184,7 @@ pub async fn leave(
     if !belong(&app, caller, &account, &user, false).await? {
         return Err(Problem::new(ErrorCode::AccountNotFound, "the user does not belong to this account"));
     }
-    Ok(Json(json!({"account_id": Value::Null, "user_id": user})).into_response())
+    Ok(Json(MemberView { account_id: None, user_id: &user }).into_response())
 }
 
 /// `false` where the user is not there to leave.

@@ -10,11 +10,13 @@ use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use utoipa::ToSchema;
 
 use super::App;
 use super::auth::{Bearer, Caller, Scope, require};
 use super::body::{self, NoParams, Params, UserPath};
 use super::error::Problem;
+use super::openapi::shapes::Amount;
 use super::view::BudgetView;
 use crate::domain::caps::Caps;
 use crate::domain::decide::Source;
@@ -28,13 +30,18 @@ use crate::sync::Touched;
 const BODY_BYTES_MAX: usize = 64 * 1024;
 
 /// All caps of a user; one that is absent or null is none.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct CapsBody {
+    #[schema(value_type = Option<Amount>)]
     daily: Option<Money>,
+    #[schema(value_type = Option<Amount>)]
     weekly: Option<Money>,
+    #[schema(value_type = Option<Amount>)]
     monthly: Option<Money>,
+    #[schema(value_type = Option<Amount>)]
     billing: Option<Money>,
+    #[schema(value_type = Option<Amount>)]
     total: Option<Money>,
 }
 
@@ -51,7 +58,7 @@ impl CapsBody {
     }
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct CapsView {
     user_id: UserId,
     caps: BTreeMap<Period, Money>,
@@ -60,6 +67,12 @@ struct CapsView {
 }
 
 /// `GET /v1/users/{user_id}/caps`
+#[utoipa::path(
+    get, path = "/v1/users/{user_id}/caps", tag = "users", operation_id = "show_caps",
+    params(("user_id" = UserId, Path, description = "the application's own id, percent-encoded")),
+    responses((status = 200, description = "his caps, and how full they are", body = CapsView)),
+    security(("bearer" = ["check"])),
+)]
 pub async fn show(
     State(app): State<Arc<App>>,
     key: Bearer,
@@ -80,6 +93,13 @@ async fn answer(app: &App, user: UserId) -> Result<Response, Problem> {
 
 /// `PUT /v1/users/{user_id}/caps`: these and no others from now on; an empty object clears them. Audited. A key that may book usage may do
 /// this: no cap lets anybody spend more than his tier does.
+#[utoipa::path(
+    put, path = "/v1/users/{user_id}/caps", tag = "users", operation_id = "change_caps",
+    params(("user_id" = UserId, Path, description = "the application's own id, percent-encoded")),
+    request_body(content = CapsBody, example = json!({"daily": 1.5})),
+    responses((status = 200, description = "his caps from now on", body = CapsView)),
+    security(("bearer" = ["write"])),
+)]
 pub async fn change(
     State(app): State<Arc<App>>,
     key: Bearer,

@@ -7,11 +7,13 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::App;
 use super::auth::{Bearer, Scope, require};
 use super::body::{self, Name, NoParams, Params, Time};
-use super::error::Problem;
+use super::error::{ErrorCode, Problem};
+use super::openapi::shapes::Amount;
 use super::view::Moment;
 use crate::domain::money::Money;
 use crate::domain::operation::{AHEAD_MAX, Correction, Operation, Outcome};
@@ -20,11 +22,12 @@ use crate::meter::WriteError;
 
 const BODY_BYTES_MAX: usize = 64 * 1024;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct NewCorrection {
     id: Name,
     user_id: UserId,
+    #[schema(value_type = Amount)]
     amount: Money,
     reason: Name,
     /// The moment whose windows it lowers; a repeat must say the same.
@@ -32,7 +35,7 @@ struct NewCorrection {
     model: Option<Name>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct CorrectionView {
     id: String,
     user_id: UserId,
@@ -43,6 +46,13 @@ struct CorrectionView {
 }
 
 /// `POST /v1/corrections`: takes back at most what is booked on that day for that model. Audited.
+#[utoipa::path(
+    post, path = "/v1/corrections", tag = "usage", operation_id = "correct",
+    request_body(content = NewCorrection, example = json!({"id": "fix-1", "user_id": "u_42", "amount": 0.01, "reason": "billed twice", "time": "2026-01-12T09:00:00Z"})),
+    responses((status = 200, description = "what was taken back", body = CorrectionView)),
+    security(("bearer" = ["admin"])),
+    extensions(("x-problem-codes" = json!([ErrorCode::IdReused, ErrorCode::Busy]))),
+)]
 pub async fn create(
     State(app): State<Arc<App>>,
     key: Bearer,

@@ -70,4 +70,7 @@ pub const DOORS: &[Door] = &[
     (Method::GET, "/billing/return/{token}", Need::Link),
     (Method::GET, "/healthz", Need::Nothing),
     (Method::GET, "/readyz", Need::Nothing),
+    (Method::GET, "/openapi.json", Need::Nothing),
+    (Method::GET, "/docs", Need::Nothing),
+    (Method::GET, "/docs/{part}", Need::Nothing),
 ];

@@ -9,6 +9,7 @@ use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
 use super::App;
 use super::auth::{Bearer, Scope, require};
@@ -16,6 +17,7 @@ use super::body::{self, Name, NoParams, OneOrMany, Params, UserPath};
 use super::call::{self, with_tokens};
 use super::error::{ErrorCode, Problem};
 use super::holds::{self, Short, Ttl};
+use super::openapi::shapes::{Amount, Answered, Questions};
 use super::usage::Metadata;
 use super::view::DecisionView;
 use crate::domain::judge::Ask;
@@ -35,11 +37,13 @@ const ANSWER_BYTES: usize = 1024;
 const RETRY_AFTER_SECONDS: u32 = 1;
 
 with_tokens! {
-    #[derive(Debug, Deserialize)]
+    #[derive(Debug, Deserialize, IntoParams)]
+    #[into_params(parameter_in = Query)]
     #[serde(deny_unknown_fields)]
     pub struct Query {
         model: Option<Name>,
         provider: Option<Name>,
+        #[param(value_type = Option<Amount>)]
         estimated_cost: Option<String>,
     }
 }
@@ -54,6 +58,13 @@ impl Query {
 }
 
 /// `GET /v1/users/{user_id}/enforcement`
+#[utoipa::path(
+    get, path = "/v1/users/{user_id}/enforcement", tag = "checks", operation_id = "check",
+    params(("user_id" = UserId, Path, description = "the application's own id, percent-encoded"), Query),
+    responses((status = 200, description = "the decision; a BLOCK is one too", body = DecisionView<'static>)),
+    security(("bearer" = ["check"])),
+    extensions(("x-problem-codes" = json!([ErrorCode::MissingField]))),
+)]
 pub async fn one(
     State(app): State<Arc<App>>,
     key: Bearer,
@@ -80,12 +91,13 @@ pub async fn at_once(app: Arc<App>, head: &Parts, user: &str) -> Response {
 }
 
 with_tokens! {
-    #[derive(Debug, Deserialize)]
+    #[derive(Debug, Deserialize, ToSchema)]
     #[serde(deny_unknown_fields)]
-    struct Question {
+    pub(super) struct Question {
         user_id: UserId,
         model: Option<Name>,
         provider: Option<Name>,
+        #[schema(value_type = Option<Amount>)]
         estimated_cost: Option<Money>,
         metadata: Option<Metadata>,
         /// Decide and reserve in one step; then `id` and what it may cost are needed.
@@ -125,6 +137,13 @@ impl Question {
 }
 
 /// `POST /v1/enforcement`: one question, or a list of them.
+#[utoipa::path(
+    post, path = "/v1/enforcement", tag = "checks", operation_id = "check_several",
+    request_body(content = Questions, example = json!({"user_id": "u_42", "model": "gpt-4o", "estimated_cost": 0.03})),
+    responses((status = 200, description = "the decision, or a list of them in the order asked; with `hold`, what was reserved too", body = Answered)),
+    security(("bearer" = ["check"])),
+    extensions(("x-problem-codes" = json!([ErrorCode::IdReused, ErrorCode::Busy]))),
+)]
 pub async fn several(
     State(app): State<Arc<App>>,
     key: Bearer,

@@ -2,8 +2,9 @@
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tracing::error;
+use utoipa::ToSchema;
 
 use super::App;
 use crate::domain::operation::{Hold, HoldEnd, Refusal};
@@ -17,7 +18,7 @@ const RETRY_AFTER_SECONDS: u32 = 1;
 const RETRY_AFTER_TOO_MANY_SECONDS: u32 = 60;
 
 /// The stable names of what can go wrong. docs/API.md lists them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorCode {
     MalformedJson,
@@ -60,7 +61,7 @@ pub enum ErrorCode {
 }
 
 impl ErrorCode {
-    fn status(self) -> StatusCode {
+    pub(super) fn status(self) -> StatusCode {
         match self {
             Self::MalformedJson | Self::SignatureMissing | Self::SignatureInvalid | Self::SignatureStale | Self::NotAnEvent => {
                 StatusCode::BAD_REQUEST
@@ -89,7 +90,7 @@ impl ErrorCode {
         }
     }
 
-    fn title(self) -> &'static str {
+    pub(super) fn title(self) -> &'static str {
         match self {
             Self::MalformedJson => "The body is not the JSON that this door takes",
             Self::MissingField => "A field is missing",
@@ -133,7 +134,7 @@ impl ErrorCode {
 }
 
 /// An error answer.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Problem {
     #[serde(rename = "type")]
     kind: &'static str,
@@ -143,6 +144,7 @@ pub struct Problem {
     /// What was wrong, and what would be right.
     pub detail: String,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     field: Option<String>,
 }
 

@@ -6,10 +6,12 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
 use super::auth::{Bearer, Scope, require};
-use super::body::{NoParams, Params, PathId};
+use super::body::{Name, NoParams, Params, PathId};
 use super::error::{ErrorCode, Problem};
+use super::openapi::shapes::{Cursor, Limit, MaybeShown};
 use super::view::Moment;
 use super::{App, page};
 use crate::domain::subscription::Item;
@@ -18,7 +20,7 @@ use crate::stripe::event::Event;
 use crate::stripe::subscription::Shown;
 use crate::sync::{self, ReplayError, Touched};
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct EventView {
     event_id: String,
     #[serde(rename = "type")]
@@ -30,6 +32,7 @@ struct EventView {
     effect: String,
     alerts: Vec<Alert>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     understood: Option<Understood>,
 }
 
@@ -50,7 +53,7 @@ impl EventView {
 }
 
 /// What was read from the event's body.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Understood {
     created: Moment,
     livemode: bool,
@@ -62,11 +65,12 @@ struct Understood {
     subscription: Option<String>,
     user_hint: Option<String>,
     #[serde(flatten)]
+    #[schema(value_type = MaybeShown)]
     shown: Option<ShownView>,
 }
 
-#[derive(Debug, Serialize)]
-struct ShownView {
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ShownView {
     status: Option<String>,
     items: Vec<ItemView>,
     period_end: Option<Moment>,
@@ -78,7 +82,7 @@ struct ShownView {
     pending_update: bool,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct ItemView {
     price: Option<String>,
     lookup_key: Option<String>,
@@ -120,24 +124,34 @@ impl From<Shown> for ShownView {
     }
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub struct ListQuery {
+    #[param(value_type = Option<EventState>)]
     state: Option<String>,
     #[serde(rename = "type")]
     kind: Option<String>,
     customer: Option<String>,
+    #[param(value_type = Option<Limit>)]
     limit: Option<String>,
+    #[param(value_type = Option<Cursor>)]
     cursor: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Events {
     events: Vec<EventView>,
     next_cursor: Option<String>,
 }
 
 /// `GET /v1/events`, the latest first.
+#[utoipa::path(
+    get, path = "/v1/events", tag = "stripe", operation_id = "list_events",
+    params(ListQuery),
+    responses((status = 200, description = "a page of the inbox", body = Events)),
+    security(("bearer" = ["admin"])),
+)]
 pub async fn list(State(app): State<Arc<App>>, key: Bearer, Params(query): Params<ListQuery>) -> Result<Response, Problem> {
     require(&app, &key, Scope::Admin).await?;
     let limit = page::limit(query.limit.as_deref())?;
@@ -155,6 +169,13 @@ pub async fn list(State(app): State<Arc<App>>, key: Bearer, Params(query): Param
 }
 
 /// `GET /v1/events/{event_id}`
+#[utoipa::path(
+    get, path = "/v1/events/{event_id}", tag = "stripe", operation_id = "show_event",
+    params(("event_id" = Name, Path, description = "Stripe's id of the event")),
+    responses((status = 200, description = "the event, and what was understood of it", body = EventView)),
+    security(("bearer" = ["admin"])),
+    extensions(("x-problem-codes" = json!([ErrorCode::EventNotFound]))),
+)]
 pub async fn show(
     State(app): State<Arc<App>>,
     key: Bearer,
@@ -166,6 +187,13 @@ pub async fn show(
 }
 
 /// `POST /v1/events/{event_id}/replay`: applies it again, as after a change of tiers.yaml or of a binding.
+#[utoipa::path(
+    post, path = "/v1/events/{event_id}/replay", tag = "stripe", operation_id = "replay_event",
+    params(("event_id" = Name, Path, description = "Stripe's id of the event")),
+    responses((status = 200, description = "the event, applied again", body = EventView)),
+    security(("bearer" = ["admin"])),
+    extensions(("x-problem-codes" = json!([ErrorCode::EventNotFound, ErrorCode::NotAnEvent]))),
+)]
 pub async fn replay(
     State(app): State<Arc<App>>,
     key: Bearer,

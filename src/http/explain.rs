@@ -7,12 +7,13 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::App;
 use super::auth::{self, Bearer, require};
 use super::body::{Params, UserPath};
 use super::enforcement::Query;
-use super::error::Problem;
+use super::error::{ErrorCode, Problem};
 use super::holds::HoldView;
 use super::usage::EntryView;
 use super::view::{BudgetView, DecisionView, Moment, judged};
@@ -31,7 +32,7 @@ use crate::store::inbox::{Alert, EventState, Received};
 use crate::store::ledger::StoredEntry;
 use crate::store::requests::Question;
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct ExplanationView<'a> {
     decision: DecisionView<'a>,
     /// Whether anything was ever said of this user.
@@ -49,7 +50,8 @@ struct ExplanationView<'a> {
 }
 
 /// A grant that can be drawn on.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ExplainedGrant)]
 struct GrantView {
     id: String,
     period: Period,
@@ -67,7 +69,8 @@ impl From<&Grant> for GrantView {
 }
 
 /// The tier, and where it comes from.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ExplainedTier)]
 struct TierView<'a> {
     name: &'a str,
     source: TierSource,
@@ -81,7 +84,7 @@ struct TierView<'a> {
     stripe: Option<StripeView<'a>>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct ManualView<'a> {
     reason: &'a str,
     set_at: Moment,
@@ -89,7 +92,8 @@ struct ManualView<'a> {
     key_id: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ExplainedStripe)]
 struct StripeView<'a> {
     customer: &'a str,
     deleted: bool,
@@ -100,7 +104,8 @@ struct StripeView<'a> {
     question: Option<QuestionView>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ExplainedSubscription)]
 struct SubscriptionView<'a> {
     subscription: &'a str,
     decides: bool,
@@ -151,7 +156,8 @@ impl<'a> From<&Explained<'a>> for SubscriptionView<'a> {
     }
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ExplainedEvent)]
 struct EventView {
     event_id: String,
     #[serde(rename = "type")]
@@ -177,7 +183,7 @@ impl From<Received> for EventView {
 }
 
 /// How it stands with asking Stripe.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct QuestionView {
     /// Its answer is our record; 0 before the first.
     answered: i64,
@@ -213,13 +219,15 @@ impl<'a> From<Stripe<'a>> for StripeView<'a> {
 }
 
 /// A part of a limit from which on something is due.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
+#[schema(as = ReachedThreshold)]
 struct ThresholdView {
     pct: Percent,
     amount: Money,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ReachedThresholds)]
 struct ThresholdsView {
     warn: Option<ThresholdView>,
     degrade: Option<ThresholdView>,
@@ -227,7 +235,7 @@ struct ThresholdsView {
 }
 
 /// What this budget would say alone.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct VerdictView {
     action: Action,
     reason: Reason,
@@ -236,7 +244,7 @@ struct VerdictView {
 }
 
 /// A budget, with what it says by itself.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct JudgedView {
     #[serde(flatten)]
     budget: BudgetView,
@@ -274,7 +282,7 @@ impl JudgedView {
     }
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct PlaceView {
     scope: Scope,
     period: Period,
@@ -282,7 +290,7 @@ struct PlaceView {
 }
 
 /// An entry, and the budgets that it fills.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct CountedView {
     user_id: UserId,
     #[serde(flatten)]
@@ -298,6 +306,13 @@ impl CountedView {
 }
 
 /// `GET /v1/users/{user_id}/explain`, with the parameters of a check.
+#[utoipa::path(
+    get, path = "/v1/users/{user_id}/explain", tag = "checks", operation_id = "explain",
+    params(("user_id" = UserId, Path, description = "the application's own id, percent-encoded"), Query),
+    responses((status = 200, description = "the decision, and what it rests on", body = ExplanationView<'static>)),
+    security(("bearer" = ["check"])),
+    extensions(("x-problem-codes" = json!([ErrorCode::MissingField]))),
+)]
 pub async fn show(
     State(app): State<Arc<App>>,
     key: Bearer,

@@ -9,10 +9,12 @@ use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use utoipa::{IntoParams, ToSchema};
 
 use super::auth::{Bearer, Caller, Scope, require};
 use super::body::{self, GrantPath, Name, NoParams, Params, Time, UserPath};
 use super::error::{ErrorCode, Problem};
+use super::openapi::shapes::{Amount, Cursor, GrantState, Limit};
 use super::view::Moment;
 use super::{App, page};
 use crate::domain::grants::{Grant, OPEN_MAX};
@@ -27,10 +29,11 @@ use crate::sync::Touched;
 
 const BODY_BYTES_MAX: usize = 64 * 1024;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct NewGrant {
     id: Name,
+    #[schema(value_type = Amount)]
     amount: Money,
     period: Period,
     ends_at: Time,
@@ -49,7 +52,7 @@ impl NewGrant {
 }
 
 /// A grant at one moment.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct GrantView {
     id: String,
     user_id: UserId,
@@ -59,6 +62,7 @@ struct GrantView {
     /// What can still be drawn.
     remaining: Money,
     /// open, `used_up`, revoked, or ended by the clock.
+    #[schema(value_type = GrantState)]
     state: &'static str,
     created_at: Moment,
     ends_at: Moment,
@@ -91,7 +95,7 @@ impl GrantView {
     }
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Granted {
     #[serde(flatten)]
     grant: GrantView,
@@ -116,6 +120,14 @@ fn refusal(view: &View<'_>, grant: &Grant, now: DateTime<Utc>) -> Option<Problem
 }
 
 /// `POST /v1/users/{user_id}/grants`: from now on what is spent beyond the tier's limit of that period draws on it. Audited.
+#[utoipa::path(
+    post, path = "/v1/users/{user_id}/grants", tag = "users", operation_id = "grant",
+    params(("user_id" = UserId, Path, description = "the application's own id, percent-encoded")),
+    request_body(content = NewGrant, example = json!({"id": "grant-1", "amount": 5, "period": "daily", "ends_at": "2027-01-01T00:00:00Z", "reason": "goodwill"})),
+    responses((status = 200, description = "the grant as it stands", body = Granted)),
+    security(("bearer" = ["admin"])),
+    extensions(("x-problem-codes" = json!([ErrorCode::IdReused, ErrorCode::BudgetIsShared, ErrorCode::TooManyGrants]))),
+)]
 pub async fn create(
     State(app): State<Arc<App>>,
     key: Bearer,
@@ -182,6 +194,13 @@ fn missing() -> Problem {
 }
 
 /// `DELETE /v1/users/{user_id}/grants/{grant_id}`: nothing more is drawn; what is used stays used. Audited.
+#[utoipa::path(
+    delete, path = "/v1/users/{user_id}/grants/{grant_id}", tag = "users", operation_id = "revoke_grant",
+    params(("user_id" = UserId, Path, description = "the application's own id, percent-encoded"), ("grant_id" = Name, Path, description = "the caller's id of the grant")),
+    responses((status = 200, description = "the grant, revoked", body = GrantView)),
+    security(("bearer" = ["admin"])),
+    extensions(("x-problem-codes" = json!([ErrorCode::GrantNotFound]))),
+)]
 pub async fn revoke(
     State(app): State<Arc<App>>,
     key: Bearer,
@@ -215,20 +234,29 @@ async fn end(db: &mut Connection, caller: &Caller, user: &UserId, id: &str, now:
     Ok(true)
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub struct ListQuery {
+    #[param(value_type = Option<Limit>)]
     limit: Option<String>,
+    #[param(value_type = Option<Cursor>)]
     cursor: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct GrantsView {
     grants: Vec<GrantView>,
     next_cursor: Option<String>,
 }
 
 /// `GET /v1/users/{user_id}/grants`, the latest first.
+#[utoipa::path(
+    get, path = "/v1/users/{user_id}/grants", tag = "users", operation_id = "list_grants",
+    params(("user_id" = UserId, Path, description = "the application's own id, percent-encoded"), ListQuery),
+    responses((status = 200, description = "a page of grants", body = GrantsView)),
+    security(("bearer" = ["check"])),
+)]
 pub async fn list(
     State(app): State<Arc<App>>,
     key: Bearer,

@@ -9,15 +9,27 @@ use serde_json::{Value, json};
 
 use super::App;
 use super::error::{ErrorCode, Problem};
+use super::openapi::shapes::{Alive, Ready};
 use crate::store::inbox;
 use crate::store::requests::{self, Backlog};
 
 /// The process answers.
+#[utoipa::path(
+    get, path = "/healthz", tag = "operation", operation_id = "alive",
+    responses((status = 200, description = "the process answers", body = Alive)),
+    security(()),
+)]
 pub async fn alive() -> Json<Value> {
     Json(json!({"status": "ok"}))
 }
 
 /// The store answers too, and how Stripe is listened to.
+#[utoipa::path(
+    get, path = "/readyz", tag = "operation", operation_id = "ready",
+    responses((status = 200, description = "the store answers and takes writes", body = Ready)),
+    security(()),
+    extensions(("x-problem-codes" = json!([ErrorCode::StoreUnavailable]))),
+)]
 pub async fn ready(State(app): State<Arc<App>>) -> Result<Json<Value>, Problem> {
     if !app.meter.is_writable(app.now()) {
         return Err(Problem::new(

@@ -9,11 +9,13 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
 use super::auth::{Bearer, Scope, require};
 use super::body::{self, Name, NoParams, Params, PathId};
 use super::call::{self, with_tokens};
 use super::error::{ErrorCode, Problem};
+use super::openapi::shapes::{Amount, Cursor, HoldState, Limit, Reservation};
 use super::usage::Metadata;
 use super::view::{DecisionView, Moment};
 use super::{App, page};
@@ -27,7 +29,7 @@ use crate::store::holds;
 
 const BODY_BYTES_MAX: usize = 64 * 1024;
 const TTL_DEFAULT: u32 = 600;
-const TTL_MAX: u32 = 86_400;
+pub(super) const TTL_MAX: u32 = 86_400;
 
 /// How long a hold lasts, in whole seconds.
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -56,7 +58,7 @@ impl Ttl {
 }
 
 /// What to do where the estimate does not fit.
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Short {
     #[default]
@@ -65,11 +67,12 @@ pub enum Short {
 }
 
 with_tokens! {
-    #[derive(Debug, Deserialize)]
+    #[derive(Debug, Deserialize, ToSchema)]
     #[serde(deny_unknown_fields)]
     struct NewHold {
         id: Name,
         user_id: UserId,
+        #[schema(value_type = Option<Amount>)]
         estimated_cost: Option<Money>,
         model: Option<Name>,
         provider: Option<Name>,
@@ -82,13 +85,14 @@ with_tokens! {
 }
 
 /// A hold at one moment.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct HoldView {
     id: String,
     user_id: UserId,
     amount: Money,
     model: Option<String>,
     /// open, captured, released, or expired by the clock.
+    #[schema(value_type = HoldState)]
     state: &'static str,
     created_at: Moment,
     expires_at: Moment,
@@ -126,7 +130,7 @@ impl HoldView {
 }
 
 /// A decision, and what was reserved by it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Reserved<'c> {
     hold: Option<HoldView>,
     #[serde(flatten)]
@@ -178,6 +182,13 @@ pub fn json_text(text: String) -> Response {
 }
 
 /// `POST /v1/holds`: the decision, and the hold where it was admitted.
+#[utoipa::path(
+    post, path = "/v1/holds", tag = "holds", operation_id = "hold",
+    request_body(content = NewHold, example = json!({"id": "call-2", "user_id": "u_42", "estimated_cost": 0.03, "ttl_seconds": 120})),
+    responses((status = 200, description = "the decision, and the hold where it was admitted", body = Reservation)),
+    security(("bearer" = ["write"])),
+    extensions(("x-problem-codes" = json!([ErrorCode::IdReused, ErrorCode::Busy]))),
+)]
 pub async fn create(
     State(app): State<Arc<App>>,
     key: Bearer,
@@ -192,9 +203,10 @@ pub async fn create(
 }
 
 with_tokens! {
-    #[derive(Debug, Deserialize)]
+    #[derive(Debug, Deserialize, ToSchema)]
     #[serde(deny_unknown_fields)]
     struct CaptureBody {
+        #[schema(value_type = Option<Amount>)]
         cost: Option<Money>,
         model: Option<Name>,
         provider: Option<Name>,
@@ -202,7 +214,7 @@ with_tokens! {
     }
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Settled {
     hold: HoldView,
     repeated: bool,
@@ -230,6 +242,14 @@ async fn settle(app: &App, operation: Operation) -> Result<Response, Problem> {
 }
 
 /// `POST /v1/holds/{hold_id}/capture`: the actual cost; what was held beyond it is free again.
+#[utoipa::path(
+    post, path = "/v1/holds/{hold_id}/capture", tag = "holds", operation_id = "capture_hold",
+    params(("hold_id" = Name, Path, description = "the caller's id of the hold")),
+    request_body(content = CaptureBody, example = json!({"cost": 0.0271})),
+    responses((status = 200, description = "the hold, settled", body = Settled)),
+    security(("bearer" = ["write"])),
+    extensions(("x-problem-codes" = json!([ErrorCode::HoldNotFound, ErrorCode::HoldEnded, ErrorCode::UnknownModel, ErrorCode::Busy]))),
+)]
 pub async fn capture(
     State(app): State<Arc<App>>,
     key: Bearer,
@@ -246,6 +266,13 @@ pub async fn capture(
 }
 
 /// `POST /v1/holds/{hold_id}/release`: the call was not made.
+#[utoipa::path(
+    post, path = "/v1/holds/{hold_id}/release", tag = "holds", operation_id = "release_hold",
+    params(("hold_id" = Name, Path, description = "the caller's id of the hold")),
+    responses((status = 200, description = "the hold, given back", body = Settled)),
+    security(("bearer" = ["write"])),
+    extensions(("x-problem-codes" = json!([ErrorCode::HoldNotFound, ErrorCode::HoldEnded, ErrorCode::Busy]))),
+)]
 pub async fn release(
     State(app): State<Arc<App>>,
     key: Bearer,
@@ -256,13 +283,21 @@ pub async fn release(
     settle(&app, Operation::Release { hold_id }).await
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct ExtendBody {
     ttl_seconds: Ttl,
 }
 
 /// `POST /v1/holds/{hold_id}/extend`: it lasts at least so long from now.
+#[utoipa::path(
+    post, path = "/v1/holds/{hold_id}/extend", tag = "holds", operation_id = "extend_hold",
+    params(("hold_id" = Name, Path, description = "the caller's id of the hold")),
+    request_body(content = ExtendBody, example = json!({"ttl_seconds": 600})),
+    responses((status = 200, description = "the hold, which lasts longer", body = Settled)),
+    security(("bearer" = ["write"])),
+    extensions(("x-problem-codes" = json!([ErrorCode::HoldNotFound, ErrorCode::HoldEnded, ErrorCode::Busy]))),
+)]
 pub async fn extend(
     State(app): State<Arc<App>>,
     key: Bearer,
@@ -275,24 +310,34 @@ pub async fn extend(
     settle(&app, Operation::Extend { hold_id, ttl: body.ttl_seconds.time() }).await
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub struct ListQuery {
     user_id: Option<UserId>,
+    #[param(value_type = Option<HoldState>)]
     state: Option<String>,
+    #[param(value_type = Option<Limit>)]
     limit: Option<String>,
+    #[param(value_type = Option<Cursor>)]
     cursor: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Holds {
     holds: Vec<HoldView>,
     next_cursor: Option<String>,
 }
 
-const STATES: [&str; 4] = ["open", "expired", "captured", "released"];
+pub(super) const STATES: [&str; 4] = ["open", "expired", "captured", "released"];
 
 /// `GET /v1/holds`, the latest first.
+#[utoipa::path(
+    get, path = "/v1/holds", tag = "holds", operation_id = "list_holds",
+    params(ListQuery),
+    responses((status = 200, description = "a page of holds", body = Holds)),
+    security(("bearer" = ["check"])),
+)]
 pub async fn list(State(app): State<Arc<App>>, key: Bearer, Params(query): Params<ListQuery>) -> Result<Response, Problem> {
     require(&app, &key, Scope::Check).await?;
     let limit = page::limit(query.limit.as_deref())?;
@@ -311,6 +356,13 @@ pub async fn list(State(app): State<Arc<App>>, key: Bearer, Params(query): Param
 }
 
 /// `GET /v1/holds/{hold_id}`
+#[utoipa::path(
+    get, path = "/v1/holds/{hold_id}", tag = "holds", operation_id = "show_hold",
+    params(("hold_id" = Name, Path, description = "the caller's id of the hold")),
+    responses((status = 200, description = "the hold", body = HoldView)),
+    security(("bearer" = ["check"])),
+    extensions(("x-problem-codes" = json!([ErrorCode::HoldNotFound]))),
+)]
 pub async fn show(
     State(app): State<Arc<App>>,
     key: Bearer,

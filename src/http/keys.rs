@@ -10,11 +10,13 @@ use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use tracing::{error, info};
+use utoipa::{IntoParams, ToSchema};
 
 use super::auth::{Bearer, NewKey, Scope, Scopes, new_key, require};
 use super::body::{self, Name, NoParams, Params, PathId};
 use super::error::{ErrorCode, Problem};
 use super::key_book::{self, Hand, KeyRefusal, LIFETIME_SECONDS, OVERLAP, OVERLAP_SECONDS, Rotated};
+use super::openapi::shapes::{Cursor, Limit};
 use super::view::Moment;
 use super::{App, page};
 use crate::store::keys::{self, StoredKey};
@@ -25,7 +27,7 @@ const BODY_BYTES_MAX: usize = 64 * 1024;
 /// How long a key lives.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(try_from = "i64")]
-struct Lifetime(TimeDelta);
+pub struct Lifetime(TimeDelta);
 
 impl TryFrom<i64> for Lifetime {
     type Error = String;
@@ -38,7 +40,7 @@ impl TryFrom<i64> for Lifetime {
 /// How long the old key is good beside the new one.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(try_from = "i64")]
-struct Overlap(TimeDelta);
+pub struct Overlap(TimeDelta);
 
 impl TryFrom<i64> for Overlap {
     type Error = String;
@@ -53,7 +55,8 @@ fn bounded(seconds: i64, range: &std::ops::RangeInclusive<i64>) -> Result<TimeDe
     good.ok_or_else(|| format!("must be {} to {}", range.start(), range.end()))
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = NewKey)]
 #[serde(deny_unknown_fields)]
 struct CreateBody {
     name: Name,
@@ -62,14 +65,15 @@ struct CreateBody {
     expires_in_seconds: Option<Lifetime>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[schema(as = Rotation)]
 #[serde(deny_unknown_fields)]
 struct RotateBody {
     overlap_seconds: Option<Overlap>,
 }
 
 /// A key at one moment.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct KeyView {
     key_id: String,
     name: String,
@@ -101,7 +105,7 @@ impl KeyView {
     }
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct MadeView {
     /// The key itself, this once.
     key: String,
@@ -119,20 +123,29 @@ fn shown_once(new: NewKey, replaced: Option<StoredKey>, now: DateTime<Utc>) -> R
     ([(header::CACHE_CONTROL, "no-store")], Json(made)).into_response()
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub struct ListQuery {
+    #[param(value_type = Option<Limit>)]
     limit: Option<String>,
+    #[param(value_type = Option<Cursor>)]
     cursor: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct KeysView {
     keys: Vec<KeyView>,
     next_cursor: Option<String>,
 }
 
 /// `GET /v1/keys`, the oldest first; those that ended are among them.
+#[utoipa::path(
+    get, path = "/v1/keys", tag = "keys", operation_id = "list_keys",
+    params(ListQuery),
+    responses((status = 200, description = "a page of keys", body = KeysView)),
+    security(("bearer" = ["admin"])),
+)]
 pub async fn list(State(app): State<Arc<App>>, key: Bearer, Params(query): Params<ListQuery>) -> Result<Response, Problem> {
     require(&app, &key, Scope::Admin).await?;
     let limit = page::limit(query.limit.as_deref())?;
@@ -149,6 +162,12 @@ pub async fn list(State(app): State<Arc<App>>, key: Bearer, Params(query): Param
 }
 
 /// `POST /v1/keys`. Audited.
+#[utoipa::path(
+    post, path = "/v1/keys", tag = "keys", operation_id = "create_key",
+    request_body(content = CreateBody, example = json!({"name": "backend", "scopes": ["check", "write"], "expires_in_seconds": 7_776_000})),
+    responses((status = 200, description = "the key, shown this once", body = MadeView)),
+    security(("bearer" = ["admin"])),
+)]
 pub async fn create(
     State(app): State<Arc<App>>,
     key: Bearer,
@@ -173,6 +192,14 @@ pub async fn create(
 }
 
 /// `POST /v1/keys/{key_id}/rotate`: another key of the same name and scopes; the old one is good beside it for a while. Audited.
+#[utoipa::path(
+    post, path = "/v1/keys/{key_id}/rotate", tag = "keys", operation_id = "rotate_key",
+    params(("key_id" = Name, Path, description = "as `GET /v1/keys` lists it")),
+    request_body(content = Option<RotateBody>, example = json!({"overlap_seconds": 86_400})),
+    responses((status = 200, description = "its successor, shown this once", body = MadeView)),
+    security(("bearer" = ["admin"])),
+    extensions(("x-problem-codes" = json!([ErrorCode::KeyNotFound, ErrorCode::KeyEnded]))),
+)]
 pub async fn rotate(
     State(app): State<Arc<App>>,
     key: Bearer,
@@ -205,6 +232,13 @@ pub async fn rotate(
 }
 
 /// `DELETE /v1/keys/{key_id}`: refused from now on, here at once and by other nodes within five seconds. Audited.
+#[utoipa::path(
+    delete, path = "/v1/keys/{key_id}", tag = "keys", operation_id = "revoke_key",
+    params(("key_id" = Name, Path, description = "as `GET /v1/keys` lists it")),
+    responses((status = 200, description = "the key, revoked", body = KeyView)),
+    security(("bearer" = ["admin"])),
+    extensions(("x-problem-codes" = json!([ErrorCode::KeyNotFound, ErrorCode::LastAdminKey]))),
+)]
 pub async fn revoke(
     State(app): State<Arc<App>>,
     key: Bearer,

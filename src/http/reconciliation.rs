@@ -6,6 +6,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::App;
 use super::auth::{Bearer, Scope, require};
@@ -14,7 +15,7 @@ use super::error::{ErrorCode, Problem};
 use super::view::Moment;
 use crate::store::reconciliation::{self, Drift, Phase, Run};
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct RunView {
     number: i64,
     phase: Phase,
@@ -41,19 +42,30 @@ impl From<Run> for RunView {
     }
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Last {
     /// `None` where there was none yet.
     reconciliation: Option<RunView>,
 }
 
 /// `GET /v1/reconciliation`: the last one, finished or not.
+#[utoipa::path(
+    get, path = "/v1/reconciliation", tag = "stripe", operation_id = "show_reconciliation",
+    responses((status = 200, description = "the last one, or null", body = Last)),
+    security(("bearer" = ["admin"])),
+)]
 pub async fn show(State(app): State<Arc<App>>, key: Bearer, Params(NoParams {}): Params<NoParams>) -> Result<Response, Problem> {
     require(&app, &key, Scope::Admin).await?;
     last(&app).await
 }
 
 /// `POST /v1/reconciliation`: begins one as soon as it can, and answers what is there so far.
+#[utoipa::path(
+    post, path = "/v1/reconciliation", tag = "stripe", operation_id = "begin_reconciliation",
+    responses((status = 200, description = "what is there so far", body = Last)),
+    security(("bearer" = ["admin"])),
+    extensions(("x-problem-codes" = json!([ErrorCode::StripeNotAsked]))),
+)]
 pub async fn begin(State(app): State<Arc<App>>, key: Bearer, Params(NoParams {}): Params<NoParams>) -> Result<Response, Problem> {
     require(&app, &key, Scope::Admin).await?;
     let Some(reconciler) = &app.reconciler else {

@@ -7,6 +7,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use tracing::info;
+use utoipa::ToSchema;
 
 use super::App;
 use super::auth::{Bearer, Scope, require};
@@ -14,7 +15,7 @@ use super::body::{NoParams, Params};
 use super::error::{ErrorCode, Problem};
 use crate::domain::difference::Difference;
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct ReloadView {
     changed: Vec<Difference>,
     tiers: usize,
@@ -22,6 +23,12 @@ struct ReloadView {
 }
 
 /// `POST /v1/admin/reload`: reads tiers.yaml and prices.yaml again, all or nothing.
+#[utoipa::path(
+    post, path = "/v1/admin/reload", tag = "catalogue", operation_id = "reload",
+    responses((status = 200, description = "what changed", body = ReloadView)),
+    security(("bearer" = ["admin"])),
+    extensions(("x-problem-codes" = json!([ErrorCode::CatalogueRefused]))),
+)]
 pub async fn reload(State(app): State<Arc<App>>, key: Bearer, Params(NoParams {}): Params<NoParams>) -> Result<Response, Problem> {
     let caller = require(&app, &key, Scope::Admin).await?;
     info!(key_id = %caller.key_id, "key {} has the files read again", caller.key_id);

@@ -7,6 +7,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::App;
 use super::auth::{Bearer, Scope, require};
@@ -23,7 +24,7 @@ use crate::simulate::{self, ENTRIES_MAX};
 /// Two files, and what JSON makes of their quotes and line ends.
 const BODY_BYTES_MAX: usize = 4 * FILE_BYTES_MAX;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct SimulateBody {
     user_id: UserId,
@@ -50,7 +51,7 @@ fn refused(field: &str, faults: &[yaml::Problem]) -> Problem {
     Problem::invalid(field, format!("is refused\n{}", lines.join("\n")))
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct SimulatedView<'c> {
     since: Option<Moment>,
     /// Days of which only sums are kept, so that nothing of them was judged.
@@ -60,6 +61,12 @@ struct SimulatedView<'c> {
 }
 
 /// `POST /v1/simulate`: writes nothing.
+#[utoipa::path(
+    post, path = "/v1/simulate", tag = "catalogue", operation_id = "simulate",
+    request_body = SimulateBody,
+    responses((status = 200, description = "what would have been", body = SimulatedView<'static>)),
+    security(("bearer" = ["admin"])),
+)]
 pub async fn run(State(app): State<Arc<App>>, key: Bearer, Params(NoParams {}): Params<NoParams>, body: Body) -> Result<Response, Problem> {
     require(&app, &key, Scope::Admin).await?;
     let body = body::read(body, BODY_BYTES_MAX).await?;

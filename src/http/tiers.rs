@@ -8,6 +8,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::value::RawValue;
+use utoipa::ToSchema;
 
 use super::App;
 use super::auth::{self, Bearer, require};
@@ -18,10 +19,13 @@ use crate::domain::decide::Scope;
 use crate::domain::money::Money;
 use crate::domain::period::Period;
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct ThresholdsView {
+    #[schema(value_type = Option<Percent>)]
     warn: Option<Box<RawValue>>,
+    #[schema(value_type = Option<Percent>)]
     degrade: Option<Box<RawValue>>,
+    #[schema(value_type = Option<Percent>)]
     block: Option<Box<RawValue>>,
 }
 
@@ -40,13 +44,13 @@ impl From<&Budgets> for ThresholdsView {
     }
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct DegradeView<'c> {
     models: &'c BTreeMap<String, String>,
     default: Option<&'c str>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct TierView<'c> {
     tier: &'c str,
     rank: i64,
@@ -83,13 +87,13 @@ impl<'c> From<&'c Tier> for TierView<'c> {
     }
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct GlobalView<'c> {
     budgets: &'c BTreeMap<Period, Money>,
     thresholds: ThresholdsView,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct CatalogueView<'c> {
     default_tier: &'c str,
     tiers: Vec<TierView<'c>>,
@@ -99,6 +103,11 @@ struct CatalogueView<'c> {
 }
 
 /// `GET /v1/tiers`, in ascending rank.
+#[utoipa::path(
+    get, path = "/v1/tiers", tag = "catalogue", operation_id = "list_tiers",
+    responses((status = 200, description = "all tiers", body = CatalogueView<'static>)),
+    security(("bearer" = ["check"])),
+)]
 pub async fn list(State(app): State<Arc<App>>, key: Bearer, Params(NoParams {}): Params<NoParams>) -> Result<Response, Problem> {
     require(&app, &key, auth::Scope::Check).await?;
     let catalogue = &app.catalogue.load();

@@ -9,6 +9,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header}
 use axum::response::{Html, IntoResponse, Response};
 use serde::Deserialize;
 use tracing::{error, warn};
+use utoipa::IntoParams;
 
 use super::App;
 use super::body::{Params, PathText};
@@ -17,7 +18,8 @@ use crate::domain::catalogue::Tier;
 use crate::domain::user::UserId;
 use crate::upgrade::{Claim, Destination, Purpose, TokenError, UpgradeError, Upgrades};
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub struct Query {
     from: Option<String>,
 }
@@ -28,6 +30,13 @@ const WAIT_MAX: Duration = Duration::from_secs(5);
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'";
 
 /// `GET /upgrade`: the plans above the user's own. It is served only where tiers.yaml sends users here.
+#[utoipa::path(
+    get, path = "/upgrade", tag = "upgrade", operation_id = "show_plans",
+    params(Query),
+    responses((status = 200, description = "the plans, for people", content_type = "text/html", body = String)),
+    security(()),
+    extensions(("x-problem-codes" = json!([ErrorCode::NotFound, ErrorCode::InvalidField]))),
+)]
 pub async fn page(State(app): State<Arc<App>>, Params(query): Params<Query>) -> Result<Response, Problem> {
     let catalogue = &app.catalogue.load();
     if !catalogue.upgrade_url.is_below_us() {
@@ -47,6 +56,16 @@ pub async fn page(State(app): State<Arc<App>>, Params(query): Params<Query>) -> 
 
 /// `GET /upgrade/{token}`: leads on to the page of Stripe's that is right for whoever opens it. Whatever only looks at the link makes
 /// nothing.
+#[utoipa::path(
+    get, path = "/upgrade/{token}", tag = "upgrade", operation_id = "follow_upgrade",
+    params(("token" = String, Path, description = "what was signed here")),
+    responses(
+        (status = 200, description = "a page with the same link, for whoever only looks", content_type = "text/html", body = String),
+        (status = 303, description = "on to Stripe"),
+    ),
+    security(()),
+    extensions(("x-problem-codes" = json!([ErrorCode::LinkInvalid, ErrorCode::LinkExpired, ErrorCode::TooManyRequests, ErrorCode::StripeUnreachable, ErrorCode::StoreUnavailable])), ("x-problem-page" = json!(true))),
+)]
 pub async fn open(State(app): State<Arc<App>>, method: Method, headers: HeaderMap, PathText(token): PathText) -> Response {
     let opened = async {
         let (upgrades, claim) = read(&app, Purpose::Upgrade, &token)?;
@@ -69,6 +88,16 @@ pub async fn open(State(app): State<Arc<App>>, method: Method, headers: HeaderMa
 
 /// `GET /billing/return/{token}`: where people come back to. They are faster than the webhook, so Stripe is asked at once; where it
 /// does not answer the page says what is known. `RETURN_URL`, where it is set, stands in for the page.
+#[utoipa::path(
+    get, path = "/billing/return/{token}", tag = "upgrade", operation_id = "come_back",
+    params(("token" = String, Path, description = "what was signed here")),
+    responses(
+        (status = 200, description = "the plan that the user has now, for people", content_type = "text/html", body = String),
+        (status = 303, description = "on to RETURN_URL"),
+    ),
+    security(()),
+    extensions(("x-problem-codes" = json!([ErrorCode::LinkInvalid, ErrorCode::LinkExpired, ErrorCode::StripeUnreachable, ErrorCode::StoreUnavailable])), ("x-problem-page" = json!(true))),
+)]
 pub async fn returned(State(app): State<Arc<App>>, method: Method, headers: HeaderMap, PathText(token): PathText) -> Response {
     let shown = async {
         let (upgrades, claim) = read(&app, Purpose::Return, &token)?;

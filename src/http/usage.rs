@@ -11,11 +11,13 @@ use chrono::{DateTime, Days, NaiveTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
+use utoipa::{IntoParams, ToSchema};
 
 use super::auth::{Bearer, Scope, require};
 use super::body::{self, Name, NoParams, OneOrMany, Params, Time, UserPath};
 use super::call::{self, Fault, with_tokens};
 use super::error::{ErrorCode, Problem};
+use super::openapi::shapes::{Amount, Cursor, Day, EntryDetail, EntryKindName, Grouping, Limit, ModelOrNone, Records};
 use super::view::Moment;
 use super::{App, page};
 use crate::domain::money::Money;
@@ -24,7 +26,7 @@ use crate::domain::user::UserId;
 use crate::store::ledger::{self, GroupBy, StoredEntry, StoredSum, Stretch, SumPlace};
 
 /// Records in one request.
-const MANY_MAX: usize = 1000;
+pub(super) const MANY_MAX: usize = 1000;
 /// A thousand records with full metadata fit.
 const BODY_BYTES_MAX: usize = 8 * 1024 * 1024;
 const METADATA_BYTES_MAX: usize = 4096;
@@ -45,11 +47,12 @@ impl TryFrom<Map<String, Value>> for Metadata {
 }
 
 with_tokens! {
-    #[derive(Debug, Deserialize)]
+    #[derive(Debug, Deserialize, ToSchema)]
     #[serde(deny_unknown_fields)]
-    struct Record {
+    pub(super) struct Record {
         id: Name,
         user_id: UserId,
+        #[schema(value_type = Option<Amount>)]
         cost: Option<Money>,
         model: Option<Name>,
         provider: Option<Name>,
@@ -69,7 +72,7 @@ impl Record {
     }
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct ReceiptView {
     id: String,
     user_id: UserId,
@@ -96,12 +99,27 @@ impl From<Receipt> for ReceiptView {
     }
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Receipts {
     results: Vec<ReceiptView>,
 }
 
+/// Answered as it was asked.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+enum Recorded {
+    One(ReceiptView),
+    Many(Receipts),
+}
+
 /// `POST /v1/usage`: one record, or a list that is booked whole or not at all.
+#[utoipa::path(
+    post, path = "/v1/usage", tag = "usage", operation_id = "record_usage",
+    request_body(content = Records, example = json!({"id": "call-1", "user_id": "u_42", "cost": "0.0125", "model": "gpt-4o"})),
+    responses((status = 200, description = "it is on the disk", body = Recorded)),
+    security(("bearer" = ["write"])),
+    extensions(("x-problem-codes" = json!([ErrorCode::IdReused, ErrorCode::UnknownModel, ErrorCode::Busy]))),
+)]
 pub async fn record(
     State(app): State<Arc<App>>,
     key: Bearer,
@@ -125,24 +143,29 @@ pub async fn record(
     }
     let mut results: Vec<ReceiptView> = receipts.into_iter().map(ReceiptView::from).collect();
     match if is_list { None } else { results.pop() } {
-        Some(only) => Ok(Json(only).into_response()),
-        None => Ok(Json(Receipts { results }).into_response()),
+        Some(only) => Ok(Json(Recorded::One(only)).into_response()),
+        None => Ok(Json(Recorded::Many(Receipts { results })).into_response()),
     }
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub struct ListQuery {
+    #[param(value_type = Option<Grouping>)]
     group_by: Option<String>,
     from: Option<Time>,
     to: Option<Time>,
+    #[param(value_type = Option<Limit>)]
     limit: Option<String>,
+    #[param(value_type = Option<Cursor>)]
     cursor: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct EntryView {
     id: String,
+    #[schema(value_type = EntryKindName)]
     kind: &'static str,
     cost: Money,
     time: Moment,
@@ -151,9 +174,11 @@ pub struct EntryView {
     provider: Option<String>,
     input_tokens: Option<i64>,
     output_tokens: Option<i64>,
+    #[schema(value_type = Option<Object>)]
     metadata: Option<Box<RawValue>>,
     /// Tokens of other kinds, and `pricing`: the prices that were applied.
     #[serde(flatten)]
+    #[schema(value_type = EntryDetail)]
     detail: BTreeMap<String, Box<RawValue>>,
 }
 
@@ -179,18 +204,20 @@ impl From<StoredEntry> for EntryView {
     }
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Entries {
     entries: Vec<EntryView>,
     next_cursor: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct SumView {
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Day, required = false)]
     day: Option<String>,
     /// Absent where models are not told apart; null is usage that named none.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = ModelOrNone, required = false)]
     model: Option<Option<String>>,
     spent: Money,
     entries: i64,
@@ -215,13 +242,27 @@ fn date(day: i64) -> Option<DateTime<Utc>> {
     DateTime::from_timestamp(day.checked_mul(86_400)?, 0)
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Sums {
     sums: Vec<SumView>,
     next_cursor: Option<String>,
 }
 
+/// A page of entries, or of sums.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+enum UsagePage {
+    Entries(Entries),
+    Sums(Sums),
+}
+
 /// `GET /v1/users/{user_id}/usage`: entries, the latest first; with `group_by`, sums of whole UTC days.
+#[utoipa::path(
+    get, path = "/v1/users/{user_id}/usage", tag = "usage", operation_id = "list_usage",
+    params(("user_id" = UserId, Path, description = "the application's own id, percent-encoded"), ListQuery),
+    responses((status = 200, description = "entries, or with `group_by` sums", body = UsagePage)),
+    security(("bearer" = ["check"])),
+)]
 pub async fn list(
     State(app): State<Arc<App>>,
     key: Bearer,
@@ -248,7 +289,7 @@ async fn entries(app: &App, user: &UserId, stretch: Stretch, limit: u16, cursor:
     let full = usize::from(limit) <= found.len();
     let last = found.last().filter(|_| full);
     let next_cursor = last.map(|entry| page::cursor(&format!("{} {}", entry.time.timestamp_micros(), entry.seq)));
-    Ok(Json(Entries { entries: found.into_iter().map(EntryView::from).collect(), next_cursor }).into_response())
+    Ok(Json(UsagePage::Entries(Entries { entries: found.into_iter().map(EntryView::from).collect(), next_cursor })).into_response())
 }
 
 fn group_by(names: &str) -> Result<GroupBy, Problem> {
@@ -286,5 +327,5 @@ async fn sums(
     let full = usize::from(limit) <= found.len();
     let place = |sum: &StoredSum| format!("{} {}", sum.day.unwrap_or_default(), sum.model.as_deref().unwrap_or_default());
     let next_cursor = found.last().filter(|_| full).map(|sum| page::cursor(&place(sum)));
-    Ok(Json(Sums { sums: found.into_iter().map(SumView::from).collect(), next_cursor }).into_response())
+    Ok(Json(UsagePage::Sums(Sums { sums: found.into_iter().map(SumView::from).collect(), next_cursor })).into_response())
 }

@@ -9,10 +9,12 @@ use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::json;
+use utoipa::{IntoParams, ToSchema};
 
 use super::auth::{Bearer, Caller, Scope, require};
 use super::body::{self, Name, NoParams, Params, Time, UserPath};
 use super::error::{ErrorCode, Problem};
+use super::openapi::shapes::{Cursor, Limit};
 use super::view::{BudgetView, Moment, SubscriptionView, judged};
 use super::{App, page};
 use crate::domain::catalogue::Catalogue;
@@ -30,7 +32,7 @@ const BODY_BYTES_MAX: usize = 64 * 1024;
 const SCAN_MAX: usize = 5000;
 const SCAN_STEP: usize = 500;
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct SourceView {
     source: TierSource,
     reason: Option<String>,
@@ -38,13 +40,13 @@ struct SourceView {
     ends_at: Option<Moment>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Lifetime {
     spent: Money,
     entries: i64,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct UserView<'c> {
     user_id: UserId,
     /// Whether anything was ever said of this user.
@@ -89,6 +91,12 @@ impl<'c> UserView<'c> {
 }
 
 /// `GET /v1/users/{user_id}`: one that nobody knows is on the default tier with nothing spent.
+#[utoipa::path(
+    get, path = "/v1/users/{user_id}", tag = "users", operation_id = "show_user",
+    params(("user_id" = UserId, Path, description = "the application's own id, percent-encoded")),
+    responses((status = 200, description = "the user", body = UserView<'static>)),
+    security(("bearer" = ["check"])),
+)]
 pub async fn show(
     State(app): State<Arc<App>>,
     key: Bearer,
@@ -101,22 +109,32 @@ pub async fn show(
     Ok(Json(UserView::of(&app, &user, &view)).into_response())
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub struct ListQuery {
     tier: Option<String>,
+    #[param(value_type = Option<Action>)]
     action: Option<String>,
+    #[param(value_type = Option<Limit>)]
     limit: Option<String>,
+    #[param(value_type = Option<Cursor>)]
     cursor: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Users<'c> {
     users: Vec<UserView<'c>>,
     next_cursor: Option<String>,
 }
 
 /// `GET /v1/users`, in the order of their ids' bytes.
+#[utoipa::path(
+    get, path = "/v1/users", tag = "users", operation_id = "list_users",
+    params(ListQuery),
+    responses((status = 200, description = "a page of users", body = Users<'static>)),
+    security(("bearer" = ["admin"])),
+)]
 pub async fn list(State(app): State<Arc<App>>, key: Bearer, Params(query): Params<ListQuery>) -> Result<Response, Problem> {
     require(&app, &key, Scope::Admin).await?;
     let limit = usize::from(page::limit(query.limit.as_deref())?);
@@ -166,12 +184,15 @@ impl Wanted {
 }
 
 /// A field that is absent leaves things as they are; `null` clears.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = UserChange)]
 #[serde(deny_unknown_fields)]
 struct ChangeBody {
     #[serde(default, deserialize_with = "present")]
+    #[schema(value_type = Option<Name>)]
     stripe_customer: Option<Option<Name>>,
     #[serde(default, deserialize_with = "present")]
+    #[schema(value_type = Option<Name>)]
     tier: Option<Option<Name>>,
     ends_at: Option<Time>,
     reason: Option<Name>,
@@ -228,6 +249,14 @@ fn known_tier(catalogue: &Catalogue, name: &str) -> Result<(), Problem> {
 }
 
 /// `PUT /v1/users/{user_id}`: binds a Stripe customer, sets or clears a tier by hand. Audited.
+#[utoipa::path(
+    put, path = "/v1/users/{user_id}", tag = "users", operation_id = "change_user",
+    params(("user_id" = UserId, Path, description = "the application's own id, percent-encoded")),
+    request_body(content = ChangeBody, example = json!({"tier": "pro", "reason": "a friend of the house", "ends_at": "2027-01-01T00:00:00Z"})),
+    responses((status = 200, description = "the user, changed", body = UserView<'static>)),
+    security(("bearer" = ["admin"])),
+    extensions(("x-problem-codes" = json!([ErrorCode::CustomerBound]))),
+)]
 pub async fn change(
     State(app): State<Arc<App>>,
     key: Bearer,

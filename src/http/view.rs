@@ -6,9 +6,10 @@ use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 use std::io::Write;
+use utoipa::ToSchema;
 
 use super::App;
-use crate::domain::catalogue::{Catalogue, Tier};
+use crate::domain::catalogue::{Catalogue, Percent, Tier};
 use crate::domain::decide::{Action, Binding, Budget, Decision, Reason, Scope, Source, store_unavailable};
 use crate::domain::judge::{Ask, Caller, Judgement, judge};
 use crate::domain::money::Money;
@@ -51,7 +52,7 @@ impl Serialize for Permille {
 }
 
 /// One budget at one moment.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
 pub struct BudgetView {
     scope: Scope,
     period: Period,
@@ -60,10 +61,12 @@ pub struct BudgetView {
     limit: Money,
     /// What grants add to it.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     granted: Option<Money>,
     spent: Money,
     held: Money,
     remaining: Money,
+    #[schema(value_type = Percent)]
     used_pct: Permille,
     resets_at: Option<Moment>,
 }
@@ -86,7 +89,7 @@ impl From<&Budget> for BudgetView {
 }
 
 /// What the user would have for more money.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Upgrade<'c> {
     tier: &'c str,
     monthly_price: Money,
@@ -94,7 +97,7 @@ pub struct Upgrade<'c> {
 }
 
 /// What Stripe says of the user's subscription.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, ToSchema)]
 pub struct SubscriptionView {
     status: Option<String>,
     ends_at: Option<Moment>,
@@ -108,7 +111,7 @@ impl From<&Standing<'_>> for SubscriptionView {
 }
 
 /// The answer to a check.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct DecisionView<'c> {
     user_id: UserId,
     tier: &'c str,
@@ -117,6 +120,7 @@ pub struct DecisionView<'c> {
     binding: Option<Binding>,
     /// The operator's rule that decided.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     rule: Option<String>,
     message: String,
     budgets: Vec<BudgetView>,
@@ -124,6 +128,7 @@ pub struct DecisionView<'c> {
     model: Option<String>,
     /// How many tokens that model may put out for what is left, where tokens were given and a budget bounds them.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     max_affordable_output_tokens: Option<i64>,
     /// The model has no price: what it uses counts nothing until it has one.
     #[serde(skip_serializing_if = "std::ops::Not::not")]

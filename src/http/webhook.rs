@@ -8,6 +8,7 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use serde::Serialize;
 use tracing::warn;
+use utoipa::ToSchema;
 
 use super::error::{ErrorCode, Problem};
 use super::{App, body};
@@ -19,13 +20,22 @@ use crate::sync;
 const BODY_BYTES_MAX: usize = 1024 * 1024;
 const SIGNATURE: &str = "stripe-signature";
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = EventReceived)]
 pub struct Received {
     received: bool,
     duplicate: bool,
 }
 
 /// `POST /webhooks/stripe`
+#[utoipa::path(
+    post, path = "/webhooks/stripe", tag = "stripe", operation_id = "receive_event",
+    params(("Stripe-Signature" = String, Header, description = "`t=…,v1=…` over the raw body")),
+    request_body(content = Object, description = "one of Stripe's events, as it was signed"),
+    responses((status = 200, description = "it is on the disk", body = Received)),
+    security(()),
+    extensions(("x-problem-codes" = json!([ErrorCode::SignatureMissing, ErrorCode::SignatureInvalid, ErrorCode::SignatureStale, ErrorCode::NotAnEvent, ErrorCode::MalformedJson, ErrorCode::BodyTimeout, ErrorCode::BodyTooLarge, ErrorCode::WebhookNotConfigured, ErrorCode::StoreUnavailable]))),
+)]
 pub async fn receive(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Json<Received>, Problem> {
     if app.webhook_secrets.is_empty() {
         return Err(Problem::new(

@@ -20,6 +20,7 @@ use spendgate::sync::asking::Asker;
 use spendgate::sync::reconcile::Reconciler;
 use tempfile::TempDir;
 
+use crate::described::{Description, SEEN};
 use crate::postgres;
 
 /// Where every promise is tested.
@@ -318,10 +319,22 @@ impl TestApp {
         told
     }
 
+    /// Every answer is held to the description of the doors.
     pub async fn send(&self, request: reqwest::RequestBuilder) -> Answer {
-        let response = request.send().await.unwrap();
-        let (status, headers) = (response.status().as_u16(), response.headers().clone());
-        Answer { status, headers, text: response.text().await.unwrap() }
+        let (client, request) = request.build_split();
+        let request = request.unwrap();
+        let (method, url) = (request.method().clone(), request.url().clone());
+        let response = client.execute(request).await.unwrap();
+        let (status, headers, led_to) = (response.status().as_u16(), response.headers().clone(), response.url().clone());
+        let answer = Answer { status, headers, text: response.text().await.unwrap() };
+        if method != "HEAD" && url == led_to && url.as_str().starts_with(&self.url("/")) {
+            let description = Description::of(&self.url("/openapi.json"), &self.client).await;
+            description.hold(method.as_str(), url.path(), &answer);
+            if let Some((door, _)) = description.door(method.as_str(), url.path()) {
+                SEEN.note(&self.url(""), door, &answer);
+            }
+        }
+        answer
     }
 
     pub async fn get(&self, path: &str) -> Answer {
