@@ -3,7 +3,7 @@
 //! A new door is described where it stands:
 //! 1. `#[utoipa::path(post, path = "/v1/…", tag = "…", operation_id = "…", request_body = …, responses((status = 200, description = "…",
 //!    body = …)), security(("bearer" = ["write"])))]` above the handler, with the scope that it requires; `security(())` where none is needed.
-//!    Its doc comment becomes summary and description.
+//!    Its doc comment becomes the description.
 //! 2. `ToSchema` on what it reads and answers, `IntoParams` on a query. A name that another view has too gets `#[schema(as = …)]`. What
 //!    [`crate::domain`] and [`crate::store`] say is described in [`shapes`], so that those rooms know nothing of this one.
 //! 3. `extensions(("x-problem-codes" = json!([ErrorCode::…])))` for the codes that are its own. Those that follow from needing a key, from
@@ -96,7 +96,7 @@ fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
     [&mut item.get, &mut item.put, &mut item.post, &mut item.delete, &mut item.patch].into_iter().flatten()
 }
 
-/// A handler's comment begins with its method and path, which the document says anyway; its first sentence is the summary.
+/// The summary is the operation's name; the description what the handler's comment says behind its method and path.
 fn tell(operation: &mut Operation) {
     let parts = [operation.summary.take(), operation.description.take()];
     let comment = parts.into_iter().flatten().collect::<Vec<_>>().join(" ").replace('\n', " ");
@@ -104,11 +104,13 @@ fn tell(operation: &mut Operation) {
         Some((door, rest)) if door.contains(" /") => rest.trim_start_matches([':', ',', '.', ' ']),
         _ => comment.as_str(),
     };
-    let (first, rest) = words.split_once(". ").map_or((words, ""), |(first, rest)| (first, rest.trim()));
-    let first = first.trim_end_matches('.');
-    let name = operation.operation_id.as_deref().unwrap_or_default().replace('_', " ");
-    operation.summary = Some(if first.is_empty() { name } else { first.to_owned() });
-    operation.description = Some(rest.to_owned()).filter(|rest| !rest.is_empty());
+    operation.summary = operation.operation_id.as_deref().map(|name| capital(&name.replace('_', " ")));
+    operation.description = Some(capital(words)).filter(|words| !words.is_empty());
+}
+
+fn capital(words: &str) -> String {
+    let mut letters = words.chars();
+    letters.next().map(|first| first.to_uppercase().chain(letters).collect()).unwrap_or_default()
 }
 
 /// In answers what may be null is always there; what may be absent is never null. Requests, which know all their fields, may leave out
