@@ -126,7 +126,10 @@ impl Server {
                 warn!(%error, "when keys were used last could not be written: {error}");
             }
             store.close().await;
-            drop(lock);
+            // Closing it would not free it while a child that was forked this moment has it open too.
+            if let Some(lock) = lock {
+                lock.unlock()?;
+            }
             Ok(())
         });
         Ok(Self { address, new_admin_key, asker, reconciler, keys, reload, stop, ended })
