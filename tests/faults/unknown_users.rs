@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::door::{self, Door};
 use crate::service::{ADMIN_KEY, Service};
@@ -13,6 +13,8 @@ use crate::short_or_long;
 
 /// Connections side by side, each with one question after the other.
 const CALLERS: u64 = 16;
+/// Users of one list.
+const LISTED: u64 = 99;
 /// What may be added by users nobody knows, in KiB: buffers and caches that fill up once, whatever the number of users.
 const GROWTH_KIB: u64 = 16 * 1024;
 
@@ -23,7 +25,11 @@ fn resident(service: &Service) -> u64 {
     line.split_whitespace().next().unwrap().parse().unwrap()
 }
 
-/// Asks about so many users whom nobody asked about before.
+fn name(number: u64) -> String {
+    format!("unknown-{number:0>200}")
+}
+
+/// Asks about so many users whom nobody asked about before: one by himself, then some in a list.
 async fn ask(url: &str, next: &Arc<AtomicU64>, count: u64) {
     let client = door::client().build().unwrap();
     let end = next.load(Ordering::Relaxed) + count;
@@ -31,22 +37,26 @@ async fn ask(url: &str, next: &Arc<AtomicU64>, count: u64) {
         let (client, next, url) = (client.clone(), next.clone(), url.to_owned());
         tokio::spawn(async move {
             loop {
-                let number = next.fetch_add(1, Ordering::Relaxed);
-                if end <= number {
+                let first = next.fetch_add(1 + LISTED, Ordering::Relaxed);
+                if end <= first {
                     break;
                 }
-                let asked = client.get(format!("{url}/v1/users/unknown-{number:0>200}/enforcement?model=gpt-4o")).bearer_auth(ADMIN_KEY);
-                let answer = asked.send().await.unwrap();
-                assert_eq!(answer.status(), 200);
-                let text = answer.text().await.unwrap();
-                assert!(text.contains("\"action\":\"ALLOW\""), "{text}");
+                let one = client.get(format!("{url}/v1/users/{}/enforcement?model=gpt-4o", name(first)));
+                let list: Vec<Value> =
+                    (first + 1..=first + LISTED).map(|number| json!({"user_id": name(number), "model": "gpt-4o"})).collect();
+                let several = client.post(format!("{url}/v1/enforcement")).body(json!(list).to_string());
+                for (asked, expected) in [(one, 1), (several, list.len())] {
+                    let answer = asked.bearer_auth(ADMIN_KEY).send().await.unwrap();
+                    assert_eq!(answer.status(), 200);
+                    let text = answer.text().await.unwrap();
+                    assert_eq!(text.matches("\"action\":\"ALLOW\"").count(), expected, "{text}");
+                }
             }
         })
     });
     for caller in callers.collect::<Vec<_>>() {
         caller.await.unwrap();
     }
-    next.store(end, Ordering::Relaxed);
 }
 
 /// How many rows a table has, beside the running service.
@@ -72,7 +82,7 @@ async fn a_million_unknown_users_leave_no_row_and_memory_as_it_was() {
     assert!(after < before + GROWTH_KIB, "{many} unknown users: {before} KiB before, {after} KiB after");
     assert_eq!((rows(folder.path(), "users").await, rows(folder.path(), "usage").await), (0, 0));
     // The control: who spends is known, and has a row.
-    let spent = json!({"id": "a", "user_id": format!("unknown-{:0>200}", 7), "cost": 0.01});
+    let spent = json!({"id": "a", "user_id": name(7), "cost": 0.01});
     Door::of(&service).post("/v1/usage", &spent).await;
     service.stop();
     assert_eq!((rows(folder.path(), "users").await, rows(folder.path(), "usage").await), (1, 1));

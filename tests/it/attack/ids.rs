@@ -340,3 +340,35 @@ async fn a_path_that_is_written_oddly_leads_nowhere_else() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn users_whom_nobody_knows_leave_no_row_however_they_are_asked_about() {
+    on_each_database(TIERS, async |app| {
+        let rows = async || {
+            let mut rows = Vec::new();
+            for table in ["users", "accounts", "usage", "holds", "grants", "audit", "outbox", "spend_by_day"] {
+                rows.extend(app.column(&format!("SELECT CAST(count(*) AS TEXT) FROM {table}")).await);
+            }
+            rows
+        };
+        let before = rows().await;
+        for first in (0..20_000).step_by(1000) {
+            let list: Vec<Value> = (first..first + 1000).map(|number| json!({"user_id": format!("nobody-{number}")})).collect();
+            let answers = app.post("/v1/enforcement", json!(list)).await.ok();
+            assert_eq!(answers["results"].as_array().unwrap().len(), 1000);
+        }
+        for number in 0..100 {
+            for door in ["", "/enforcement", "/explain", "/usage", "/caps", "/grants"] {
+                app.get(&format!("/v1/users/nobody-{number}{door}")).await.ok();
+            }
+            app.get(&format!("/v1/holds?user_id=nobody-{number}")).await.ok();
+        }
+        assert_eq!(app.get("/v1/users").await.ok()["users"], json!([]));
+        assert_eq!(rows().await, before);
+        // The control: who spends has rows, once somebody reads them.
+        goes_on(app).await;
+        assert_eq!(app.user("after").await["known"], json!(true));
+        assert_ne!(rows().await, before);
+    })
+    .await;
+}
