@@ -10,9 +10,10 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
 use spendgate::cli::Machine;
 use spendgate::cli::serve::Server;
-use spendgate::config::{AdminKey, Config, StripeConfig};
+use spendgate::config::{AdminKey, Authentication, Config, StripeConfig};
 use spendgate::domain::pricing::PriceBook;
 use spendgate::domain::{prices_file, tiers_file};
+use spendgate::http::serve::Limits;
 use spendgate::store::Address;
 use spendgate::stripe::signature::Secret;
 use spendgate::sync::asking::Asker;
@@ -50,6 +51,7 @@ pub struct TestApp {
     pub folder: TempDir,
     /// Whether the database goes with it.
     owns: bool,
+    limits: Limits,
 }
 
 /// An answer, read.
@@ -127,13 +129,20 @@ pub fn prices() -> PriceBook {
 
 impl TestApp {
     pub async fn start(database: Database, tiers: &str, change: impl Fn(Config) -> Config) -> Self {
+        Self::start_within(Limits::default(), database, tiers, change).await
+    }
+
+    /// The same, with other limits on connections.
+    pub async fn start_within(limits: Limits, database: Database, tiers: &str, change: impl Fn(Config) -> Config) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let database = match database {
             Database::Sqlite => Address::Sqlite(folder.path().join("test.db")),
             Database::Postgres => postgres::fresh_database(folder.path()),
         };
         let config = change(Config {
-            listen_addr: SocketAddr::from(([127, 0, 0, 1], 0)),
+            listen_addr: SocketAddr::from(([127, 0, 0, 1], 0)).into(),
+            tls: None,
+            authentication: Authentication::Required,
             data_dir: folder.path().to_owned(),
             database,
             tiers_file: None,
@@ -148,7 +157,7 @@ impl TestApp {
         });
         let clock = Arc::new(Mutex::new(NOON.parse().unwrap()));
         let client = Self::client();
-        let mut app = Self { server: None, config, tiers: tiers.to_owned(), prices: prices(), clock, client, folder, owns: true };
+        let mut app = Self { server: None, config, tiers: tiers.to_owned(), prices: prices(), clock, client, folder, owns: true, limits };
         app.open().await;
         app
     }
@@ -163,7 +172,7 @@ impl TestApp {
         let clock = self.clock.clone();
         let machine = Machine { clock: Arc::new(move || *clock.lock().unwrap()), random: || Ok([7; 32]), environment: |_| None };
         let catalogue = tiers_file::read(&self.tiers, self.prices.clone()).unwrap_or_else(|problems| panic!("{problems:?}"));
-        self.server = Some(Server::start(&self.config, catalogue, &machine).await.unwrap());
+        self.server = Some(Server::start_within(self.limits, &self.config, catalogue, &machine).await.unwrap());
     }
 
     /// Another node on the same database, with the same clock.
@@ -180,6 +189,7 @@ impl TestApp {
                 client: Self::client(),
                 folder,
                 owns: false,
+                limits: self.limits,
             }
             .opened()
             .await,
@@ -247,7 +257,7 @@ impl TestApp {
     }
 
     pub fn address(&self) -> SocketAddr {
-        self.server.as_ref().expect("it runs").address
+        self.server.as_ref().and_then(|server| server.address.tcp()).expect("it runs, on an address")
     }
 
     pub fn url(&self, path: &str) -> String {
