@@ -8,6 +8,7 @@ mod explain;
 mod fake_stripe;
 mod healthcheck;
 mod keys;
+mod listen;
 mod plan;
 mod prices;
 mod replay;

@@ -1,10 +1,14 @@
 //! The environment, read once, parsed at the door. `.env.example` says what each variable is for.
 
-use std::net::SocketAddr;
+mod door;
+
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use chrono::TimeDelta;
+
+pub use door::{Authentication, Listen, TlsFiles};
+use door::{authentication, listen_addr, tls};
 
 use crate::store::Address;
 use crate::stripe::client::Patience;
@@ -33,7 +37,10 @@ const STRIPE_API_BASE: &str = "https://api.stripe.com";
 /// What the operator set, checked.
 #[derive(Clone, Debug)]
 pub struct Config {
-    pub listen_addr: SocketAddr,
+    pub listen_addr: Listen,
+    /// Where TLS is spoken.
+    pub tls: Option<TlsFiles>,
+    pub authentication: Authentication,
     pub data_dir: PathBuf,
     pub database: Address,
     /// `None`: `./tiers.yaml` where it is there, else the built-in catalogue.
@@ -114,8 +121,11 @@ impl Config {
     pub fn read(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let get = |name: &str| lookup(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
         let data_dir = PathBuf::from(get("DATA_DIR").unwrap_or_else(|| "data".to_owned()));
+        let listen_addr = listen_addr(get("LISTEN_ADDR"))?;
         Ok(Self {
-            listen_addr: listen_addr(get("LISTEN_ADDR"))?,
+            tls: tls(get("TLS_CERT_FILE"), get("TLS_KEY_FILE"), &listen_addr)?,
+            authentication: authentication(get("AUTHENTICATION"), &listen_addr)?,
+            listen_addr,
             database: database(get("DATABASE_URL"), &data_dir)?,
             data_dir,
             tiers_file: get("TIERS_FILE").map(PathBuf::from),
@@ -135,11 +145,6 @@ impl Config {
             return_url: url("RETURN_URL", get("RETURN_URL"))?,
         })
     }
-}
-
-fn listen_addr(value: Option<String>) -> Result<SocketAddr, ConfigError> {
-    let value = value.unwrap_or_else(|| "127.0.0.1:8080".to_owned());
-    value.parse().map_err(|_| fault("LISTEN_ADDR", "must be an address and a port, as in 127.0.0.1:8080 or [::]:8080"))
 }
 
 fn database(value: Option<String>, data_dir: &std::path::Path) -> Result<Address, ConfigError> {
@@ -257,6 +262,8 @@ mod tests {
         };
         check("LISTEN_ADDR", "localhost");
         check("LISTEN_ADDR", "127.0.0.1:99999");
+        check("LISTEN_ADDR", &format!("unix:/{}", "s".repeat(90)));
+        check("AUTHENTICATION", "none");
         check("DATABASE_URL", "mysql://x");
         check("DATABASE_URL", "postgres://user:password@db");
         check("DATABASE_URL", "sqlite::memory:");

@@ -1,6 +1,7 @@
 //! The doors. A handler reads, asks, answers; HTTP's status codes exist in this room only.
 
 mod accounts;
+mod arriving;
 pub mod auth;
 mod body;
 mod call;
@@ -17,12 +18,14 @@ mod holds;
 pub mod key_book;
 pub mod key_ring;
 mod keys;
+mod lanes;
 pub mod notices;
 mod openapi;
 mod page;
 mod prices;
 mod reconciliation;
 mod reload;
+mod request_id;
 pub mod serve;
 mod simulate;
 mod tiers;
@@ -37,12 +40,14 @@ use std::fmt;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::body::Body;
 use axum::http::{Method, Request};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
+use tracing::{Instrument, error_span};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -54,9 +59,13 @@ use crate::sync::asking::Asker;
 use crate::sync::reconcile::Reconciler;
 use crate::sync::{Rules, Touched};
 use crate::upgrade::Upgrades;
+use arriving::Arriving;
 use error::{ErrorCode, Problem};
 use key_ring::KeyRing;
+use lanes::{Lane, Lanes};
 use notices::Notices;
+use request_id::RequestId;
+use serve::Limits;
 
 /// What every door needs.
 pub struct App {
@@ -130,21 +139,40 @@ impl fmt::Debug for App {
 pub struct Doors {
     app: Arc<App>,
     router: TowerToHyperService<Router>,
+    lanes: Arc<Lanes>,
+    limits: Limits,
 }
 
 impl Doors {
-    pub fn new(app: Arc<App>) -> Self {
-        Self { router: TowerToHyperService::new(router(app.clone())), app }
+    pub fn new(app: Arc<App>, limits: Limits) -> Self {
+        Self { router: TowerToHyperService::new(router(app.clone())), app, lanes: Arc::default(), limits }
     }
 
     pub async fn answer(&self, request: Request<Incoming>) -> Result<Response, Infallible> {
-        let is_check = request.method() == Method::GET && enforcement::user_in(request.uri().path()).is_some();
-        if !is_check {
-            return self.router.call(request).await;
-        }
-        let (head, _) = request.into_parts();
-        let user = enforcement::user_in(head.uri.path()).unwrap_or_default();
-        Ok(enforcement::at_once(self.app.clone(), &head, user).await)
+        let (head, body) = request.into_parts();
+        let id = RequestId::sent(&head.headers);
+        let path = head.uri.path();
+        let user = if head.method == Method::GET { enforcement::user_in(path) } else { None };
+        let lane = user.map_or_else(|| Lane::of(&head.method, path, body.size_hint().exact()), |_| Lane::Check);
+        let Some(_place) = self.lanes.enter(lane) else { return Ok(request_id::mark(lane.busy().into_response(), id)) };
+        let response = match (user, &id) {
+            (Some(user), None) => enforcement::at_once(self.app.clone(), &head, user).await,
+            (Some(user), Some(id)) => {
+                let span = error_span!("request", request_id = %id.shown());
+                enforcement::at_once(self.app.clone(), &head, user).instrument(span).await
+            }
+            (None, _) => return self.route(Request::from_parts(head, body), id.unwrap_or_else(RequestId::made)).await,
+        };
+        Ok(request_id::mark(response, id))
+    }
+
+    /// By the router. What the log says meanwhile has the request's id.
+    async fn route(&self, request: Request<Incoming>, id: RequestId) -> Result<Response, Infallible> {
+        let (head, body) = request.into_parts();
+        let body = Body::new(Arriving::new(body, &head.headers, self.limits));
+        let span = error_span!("request", request_id = %id.shown());
+        let response = self.router.call(Request::from_parts(head, body)).instrument(span).await?;
+        Ok(request_id::mark(response, Some(id)))
     }
 }
 

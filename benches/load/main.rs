@@ -11,6 +11,7 @@ mod rules;
 #[path = "../../tests/faults/servers.rs"]
 mod servers;
 mod service;
+mod slow;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -41,6 +42,8 @@ enum Command {
     Known(Known),
     /// How long checks take while usage floods in.
     Flood(Flood),
+    /// How long checks take while others ask and take no answers.
+    SlowReaders(slow::Args),
     /// What a check costs with ten rules of the operator, to one without.
     Rules(rules::Args),
     /// Start a Postgres of its own, and compare services on it with what people do first.
@@ -126,6 +129,7 @@ async fn main() -> Result<()> {
         Command::Known(args) => known(args).await,
         Command::Flood(args) => flood(args).await,
         Command::Bare { address, database, postgres } => service::serve_bare(address, &database, postgres.as_deref()).await,
+        Command::SlowReaders(args) => slow::compare(args).await,
         Command::Rules(args) => rules::compare(args).await,
         Command::Postgres(args) => postgres::compare(args).await,
     }

@@ -1,10 +1,12 @@
 //! `spendgate check-config`
 
+use super::serve::read_tls;
 use super::{Machine, read_catalogue, read_config, say};
 
 pub fn run(machine: &Machine) -> anyhow::Result<()> {
     let config = read_config(machine)?;
     let (catalogue, sources) = read_catalogue(&config)?;
+    read_tls(&config)?;
     say(format_args!("{}: {} tiers, the default is {}", sources.tiers, catalogue.tiers().len(), catalogue.default_tier().name));
     for tier in catalogue.tiers() {
         let limits: Vec<String> = tier.budgets.limits.iter().map(|(period, limit)| format!("{limit} {}", period.name())).collect();

@@ -1,5 +1,7 @@
 //! `spendgate demo`: the real server, real events, real money amounts; only the users are made up.
 
+use std::net::{Ipv4Addr, SocketAddr};
+
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
@@ -7,7 +9,7 @@ use super::replay::{client, post};
 use super::serve::{Server, Signals};
 use super::table::table;
 use super::{Machine, built_in_catalogue, read_config, say};
-use crate::config::{Config, StripeConfig};
+use crate::config::{Authentication, Config, Listen, StripeConfig};
 use crate::domain::money::Money;
 use crate::store::Address;
 use crate::stripe::signature::Secret;
@@ -61,6 +63,8 @@ pub async fn run(args: Args, machine: Machine) -> anyhow::Result<()> {
         prices_file: None,
         admin_api_key: None,
         public_url: None,
+        tls: None,
+        authentication: Authentication::Required,
         stripe: StripeConfig { api_key: None, ..config.stripe },
         ..config
     };
@@ -85,11 +89,11 @@ pub async fn run(args: Args, machine: Machine) -> anyhow::Result<()> {
     server.stop().await
 }
 
-/// Where the usual port is taken, any other will do.
+/// Where the usual port is taken, any other will do. The demo asks over TCP, wherever the service would listen.
 async fn start(config: Config, machine: &Machine) -> anyhow::Result<Server> {
-    let wanted = config.listen_addr;
+    let wanted = config.listen_addr.tcp().unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
     let free = std::net::TcpListener::bind(wanted).is_ok();
-    let listen_addr = if free { wanted } else { std::net::SocketAddr::new(wanted.ip(), 0) };
+    let listen_addr = Listen::Tcp(if free { wanted } else { SocketAddr::new(wanted.ip(), 0) });
     Server::start(&Config { listen_addr, ..config }, built_in_catalogue()?, machine).await
 }
 

@@ -6,9 +6,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use anyhow::Context;
 use clap::ValueEnum;
-use tokio::net::TcpListener;
 
 use super::replay::client;
 use super::serve::Signals;
@@ -18,7 +16,7 @@ use crate::domain::catalogue::{Catalogue, Tier};
 use crate::domain::money::NANOS_PER_DOLLAR;
 use crate::fake_stripe::objects::Recurring;
 use crate::fake_stripe::{FakeStripe, Generation, Options, PriceSpec};
-use crate::http::serve::serve;
+use crate::http::serve::{Limits, Listener, serve};
 
 /// A Stripe to try things out with: no account, no money, all in memory. It has every price and lookup key of the tiers; pay at
 /// the pages that its checkout and portal sessions lead to. `/_fake` turns its knobs and needs no key, so keep it on loopback.
@@ -70,10 +68,10 @@ pub async fn run(args: Args, machine: Machine) -> anyhow::Result<()> {
         fake.listen(url, &args.secret);
     }
     let signals = Signals::listen()?;
-    let listener = TcpListener::bind(args.listen)
-        .await
+    let limits = Limits::default();
+    let (listener, address) = Listener::tcp(args.listen, limits.send_buffer)
         .map_err(|error| Misconfigured(format!("--listen: {} cannot be listened on: {error}", args.listen)))?;
-    let url = format!("http://{}", listener.local_addr().context("the address that was bound")?);
+    let url = format!("http://{address}");
     let deliverer = tokio::spawn(fake.clone().deliver_forever(client()?));
     let key = &args.key;
     say(format_args!("The fake Stripe listens on {url}, with the prices of {}. Everything is forgotten when it ends.", sources.tiers));
@@ -92,7 +90,7 @@ pub async fn run(args: Args, machine: Machine) -> anyhow::Result<()> {
     say(format_args!("Make the next three calls fail: curl {url}/_fake/knobs -d next=429 -d times=3"));
     let router = TowerToHyperService::new(fake.router());
     let answer = move |request| router.call(request);
-    let served = serve(listener, answer, signals.told()).await;
+    let served = serve(listener, None, limits, answer, signals.told()).await;
     deliverer.abort();
     Ok(served?)
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 
 use super::{Machine, read_config, say};
+use crate::config::Listen;
 
 /// Shorter than the times after which whoever asks (Docker, Compose, Kubernetes) gives up by itself, so that the reason is told.
 const DEADLINE: Duration = Duration::from_secs(3);
@@ -15,11 +16,22 @@ const DEADLINE: Duration = Duration::from_secs(3);
 /// a setting is wrong. `LISTEN_ADDR` says where it listens.
 pub async fn run(machine: &Machine) -> anyhow::Result<ExitCode> {
     let config = read_config(machine)?;
-    let url = format!("http://{}/readyz", reachable(config.listen_addr));
+    let (host, socket) = match &config.listen_addr {
+        Listen::Tcp(address) => (reachable(*address).to_string(), None),
+        Listen::Unix(path) => ("localhost".to_owned(), Some(path.clone())),
+    };
+    let scheme = if config.tls.is_some() && socket.is_none() { "https" } else { "http" };
+    let url = format!("{scheme}://{host}/readyz");
     // A second call finds the provider installed; that is all the same.
     let _ = rustls::crypto::ring::default_provider().install_default();
     // The question stays on this machine, whatever proxy the environment names.
-    let client = reqwest::Client::builder().no_proxy().timeout(DEADLINE).build()?;
+    let client = reqwest::Client::builder().no_proxy().timeout(DEADLINE);
+    let client = match socket {
+        Some(path) => client.unix_socket(path),
+        // The certificate names the service, not this machine, and whoever answers here is not told anything.
+        None => client.tls_danger_accept_invalid_certs(true),
+    };
+    let client = client.build()?;
     let response = client.get(&url).send().await.with_context(|| format!("{url} does not answer"))?;
     let ready = response.status().is_success();
     let answer = response.text().await.with_context(|| format!("{url} broke off"))?;

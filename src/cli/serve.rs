@@ -1,28 +1,28 @@
 //! `spendgate serve`, and the server that `demo` and tests start too.
 
 use std::fs::{self, File, TryLockError};
-use std::io::ErrorKind;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
 use chrono::{SubsecRound, TimeDelta};
-use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, JoinSet};
 use tracing::{info, warn};
 
 use super::catalogue::read_catalogue;
+use super::listen::listen;
 use super::{Machine, Misconfigured, open_store, read_config, say};
-use crate::config::{AdminKey, Config};
+use crate::config::{AdminKey, Authentication, Config, Listen};
 use crate::current::{Current, Reload};
 use crate::domain::catalogue::Catalogue;
 use crate::domain::period::Period;
 use crate::http::auth::{ENVIRONMENT_KEY_ID, Scopes, digest, new_key};
 use crate::http::key_ring::KeyRing;
 use crate::http::notices::Notices;
+use crate::http::serve::Limits;
+use crate::http::serve::tls::Tls;
 use crate::http::{self, App};
 use crate::meter::{Clock, Meter, Settings};
 use crate::store::keys::StoredKey;
@@ -36,7 +36,8 @@ use crate::upgrade::{Key, Upgrades};
 /// A server that runs.
 #[derive(Debug)]
 pub struct Server {
-    pub address: SocketAddr,
+    /// Where it turned out to listen.
+    pub address: Listen,
     /// The first admin key, where this start made it: it is shown once.
     pub new_admin_key: Option<String>,
     /// `None` where Stripe is not asked.
@@ -51,6 +52,12 @@ pub struct Server {
 impl Server {
     /// Opens the store, listens, and serves until [`Server::stop`].
     pub async fn start(config: &Config, catalogue: Catalogue, machine: &Machine) -> anyhow::Result<Self> {
+        Self::start_within(Limits::default(), config, catalogue, machine).await
+    }
+
+    /// The same, with other limits on connections.
+    pub async fn start_within(limits: Limits, config: &Config, catalogue: Catalogue, machine: &Machine) -> anyhow::Result<Self> {
+        let tls = read_tls(config)?;
         let current = Current::new(catalogue);
         let settings = Settings { keep: retention(config, &current.load())?, max_staleness: config.max_staleness };
         // The store keeps microseconds; what memory holds must be the same to the last digit.
@@ -61,9 +68,8 @@ impl Server {
             files.leave_the_logs().await?;
         }
         let new_admin_key = first_write(&store, config, machine).await?;
-        let listener = TcpListener::bind(config.listen_addr).await.map_err(|error| cannot_listen(config.listen_addr, error))?;
-        let address = listener.local_addr()?;
-        let reload = Reload::new(current.clone(), reader(config));
+        let (listener, address, socket) = listen(&config.listen_addr, &limits)?;
+        let reload = Reload::new(current.clone(), reader(config, tls.clone()));
         let (meter, writer) = Meter::start(store.clone(), current.clone(), clock.clone(), settings).await?;
         let meter = Arc::new(meter);
         let asker = match &config.stripe.api_key {
@@ -85,12 +91,15 @@ impl Server {
         if let Some((reconciler, every)) = reconciler.clone().zip(config.stripe.reconcile_every) {
             background.spawn(reconciler.run(every));
         }
-        let public_url = config.public_url.clone().unwrap_or_else(|| format!("http://{address}"));
+        let public_url = config.public_url.clone().unwrap_or_else(|| url(config, &address));
         let upgrades = match asker.clone() {
             Some(asker) => Some(Arc::new(Upgrades::new(asker, link_key(&store, machine).await?, public_url.clone()))),
             None => None,
         };
-        let keys = Arc::new(KeyRing::default());
+        let keys = Arc::new(match config.authentication {
+            Authentication::Required => KeyRing::default(),
+            Authentication::Off => KeyRing::open_to_all(),
+        });
         background.spawn(keys.clone().keep_writing(store.clone()));
         let app = Arc::new(App {
             store: store.clone(),
@@ -112,13 +121,14 @@ impl Server {
         let (stop, stopped) = oneshot::channel();
         let used = keys.clone();
         let ended = tokio::spawn(async move {
-            let doors = http::Doors::new(app);
+            let doors = http::Doors::new(app, limits);
             // An error is a `stop` that was dropped, which means the same.
             let answer = move |request| {
                 let doors = doors.clone();
                 async move { doors.answer(request).await }
             };
-            http::serve::serve(listener, answer, async { drop(stopped.await) }).await?;
+            http::serve::serve(listener, tls, limits, answer, async { drop(stopped.await) }).await?;
+            drop(socket);
             background.shutdown().await;
             // The last holder of the meter is gone with the router and the asker, so the writer ends once its queue is done.
             writer.await?;
@@ -171,12 +181,31 @@ fn retention(config: &Config, catalogue: &Catalogue) -> anyhow::Result<Option<Ti
     Ok(Some(TimeDelta::days(i64::from(days))))
 }
 
-/// Reads the files again, and checks what the start checks.
-fn reader(config: &Config) -> impl Fn() -> Result<Catalogue, String> + Send + Sync + 'static {
+/// What connections are made safe with, if they are.
+pub fn read_tls(config: &Config) -> anyhow::Result<Option<Tls>> {
+    let tls = config.tls.as_ref().map(|files| Tls::read(&files.cert, &files.key)).transpose();
+    tls.map_err(|fault| Misconfigured(fault.to_string()).into())
+}
+
+/// What others on this machine call the service by.
+pub fn url(config: &Config, address: &Listen) -> String {
+    let scheme = if config.tls.is_some() { "https" } else { "http" };
+    match address {
+        Listen::Tcp(address) => format!("{scheme}://{address}"),
+        // curl and others take the socket beside a URL, whose host says nothing then.
+        Listen::Unix(_) => "http://localhost".to_owned(),
+    }
+}
+
+/// Reads the files again, and checks what the start checks. The certificate comes last: what is right then holds, and so does the rest.
+fn reader(config: &Config, tls: Option<Tls>) -> impl Fn() -> Result<Catalogue, String> + Send + Sync + 'static {
     let config = config.clone();
     move || {
         let read = read_catalogue(&config).and_then(|(catalogue, _)| {
             retention(&config, &catalogue)?;
+            if let Some(tls) = &tls {
+                tls.read_again()?;
+            }
             Ok(catalogue)
         });
         read.map_err(|error| format!("{error:#}"))
@@ -190,13 +219,6 @@ async fn reload_at_hangup(mut hangup: Signal, reload: Reload) {
         // It tells the log what has come of it.
         drop(tokio::task::spawn_blocking(move || reload.run()).await);
     }
-}
-
-fn cannot_listen(address: SocketAddr, error: std::io::Error) -> anyhow::Error {
-    if error.kind() == ErrorKind::AddrInUse {
-        return Misconfigured(format!("LISTEN_ADDR: {address} is in use; choose another port")).into();
-    }
-    anyhow::Error::from(error).context(format!("cannot listen on {address}"))
 }
 
 /// One process owns a database file (many share a Postgres): what it holds in memory would not see another one's writes.
@@ -279,8 +301,12 @@ pub async fn run(machine: Machine) -> anyhow::Result<()> {
     let config = sources.pin(config);
     let server = Server::start(&config, catalogue, &machine).await?;
     let reloading = tokio::spawn(reload_at_hangup(hangup, server.reload.clone()));
-    let url = format!("http://{}", server.address);
-    info!(address = %server.address, "listening on {url}; tiers from {}; prices from {}; data in {}", sources.tiers, sources.prices, config.database);
+    let url = url(&config, &server.address);
+    let place = match &server.address {
+        Listen::Tcp(_) => url.clone(),
+        socket @ Listen::Unix(_) => socket.to_string(),
+    };
+    info!(address = %server.address, "listening on {place}; tiers from {}; prices from {}; data in {}", sources.tiers, sources.prices, config.database);
     match &server.asker {
         Some(asker) => info!("Stripe is asked: {}", if asker.client.livemode() { "live mode" } else { "test mode" }),
         None => info!("Stripe is not asked: events are applied as they show (payload mode)"),
@@ -288,8 +314,11 @@ pub async fn run(machine: Machine) -> anyhow::Result<()> {
     if config.webhook_secrets.is_empty() {
         warn!("STRIPE_WEBHOOK_SECRETS is not set: POST /webhooks/stripe takes nothing");
     }
-    if config.public_url.is_none() && config.listen_addr.ip().is_unspecified() {
+    if config.public_url.is_none() && config.listen_addr.tcp().is_none_or(|address| address.ip().is_unspecified()) {
         warn!("PUBLIC_URL is not set: upgrade URLs below this service lead to {url}, which nobody can reach");
+    }
+    if config.authentication == Authentication::Off {
+        warn!("AUTHENTICATION=off: every process that gets to {place} may do everything, and so may a page in a browser on this machine");
     }
     let key = match &server.new_admin_key {
         Some(key) => {
@@ -298,8 +327,12 @@ pub async fn run(machine: Machine) -> anyhow::Result<()> {
         }
         None => "$SPENDGATE_KEY",
     };
-    say(format_args!("Spendgate listens on {url}. Next:"));
-    say(format_args!("  curl -H 'Authorization: Bearer {key}' '{url}/v1/users/u_42/enforcement?model=gpt-4o&estimated_cost=0.03'"));
+    let socket = match &server.address {
+        Listen::Tcp(_) => String::new(),
+        Listen::Unix(path) => format!("--unix-socket '{}' ", path.display()),
+    };
+    say(format_args!("Spendgate listens on {place}. Next:"));
+    say(format_args!("  curl {socket}-H 'Authorization: Bearer {key}' '{url}/v1/users/u_42/enforcement?model=gpt-4o&estimated_cost=0.03'"));
     signals.told().await;
     reloading.abort();
     info!("stopping: finishing what is in flight");

@@ -1,33 +1,36 @@
 //! Reads what a caller sent: bounded, in time, and with the name of the field that is wrong.
 
-use std::time::Duration;
-
 use axum::body::{Body, Bytes};
 use axum::extract::{FromRequestParts, Path};
 use axum::http::request::Parts;
 use chrono::{DateTime, Utc};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Body as _;
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::value::RawValue;
 
+use super::arriving::Unread;
 use super::error::{ErrorCode, Problem};
 use crate::domain::user::{AccountId, UserId};
 
-/// How long a body may take.
-const BODY_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// The whole body, of at most `limit` bytes.
+/// The whole body, of at most `limit` bytes. How long it may take is seen to while it arrives.
 pub async fn read(body: Body, limit: usize) -> Result<Bytes, Problem> {
-    match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, limit).collect()).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => {
-            Err(Problem::new(ErrorCode::BodyTooLarge, format!("the body has more than {limit} bytes; send less at once")))
-        }
-        Ok(Err(_)) => Err(Problem::new(ErrorCode::MalformedJson, "the body broke off before its end")),
-        Err(_) => Err(Problem::new(ErrorCode::BodyTimeout, format!("the body took more than {} s", BODY_TIMEOUT.as_secs()))),
+    let too_large = || Problem::new(ErrorCode::BodyTooLarge, format!("the body has more than {limit} bytes; send less at once"));
+    // One that says so itself is not waited for.
+    if u64::try_from(limit).is_ok_and(|limit| limit < body.size_hint().lower()) {
+        return Err(too_large());
     }
+    let error = match Limited::new(body, limit).collect().await {
+        Ok(body) => return Ok(body.to_bytes()),
+        Err(error) => error,
+    };
+    if error.is::<LengthLimitError>() {
+        return Err(too_large());
+    }
+    let broken = || Problem::new(ErrorCode::MalformedJson, "the body broke off before its end");
+    Err(Unread::behind(&*error).map_or_else(broken, Problem::from))
 }
 
 /// What one request may ask at once.

@@ -37,6 +37,7 @@ pub enum ErrorCode {
     MethodNotAllowed,
     BodyTimeout,
     BodyTooLarge,
+    UnsupportedEncoding,
     IdReused,
     HoldNotFound,
     HoldEnded,
@@ -80,6 +81,7 @@ impl ErrorCode {
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::IdReused | Self::HoldEnded | Self::CustomerBound | Self::BudgetIsShared | Self::TooManyGrants => StatusCode::CONFLICT,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::UnsupportedEncoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::MissingField | Self::UnknownField | Self::InvalidField | Self::UnknownModel | Self::CatalogueRefused => {
                 StatusCode::UNPROCESSABLE_ENTITY
             }
@@ -108,6 +110,7 @@ impl ErrorCode {
             Self::MethodNotAllowed => "The path does not take this method",
             Self::BodyTimeout => "The body did not arrive in time",
             Self::BodyTooLarge => "The body is too large",
+            Self::UnsupportedEncoding => "The body is encoded",
             Self::HoldNotFound => "There is no such hold",
             Self::HoldEnded => "The hold has ended",
             Self::KeyNotFound => "There is no such key",
@@ -127,14 +130,14 @@ impl ErrorCode {
             Self::LinkInvalid => "There is no such link",
             Self::TooManyRequests => "Too many requests within a minute",
             Self::WebhookNotConfigured => "No webhook secret is configured",
-            Self::Busy => "Too many writes are waiting",
+            Self::Busy => "Too much is asked at once",
             Self::StoreUnavailable => "The store is not available",
         }
     }
 }
 
 /// An error answer.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Problem {
     #[serde(rename = "type")]
     kind: &'static str,
@@ -146,11 +149,27 @@ pub struct Problem {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     field: Option<String>,
+    /// Of a fault of ours only, by which it is found in the log: other bodies are the same each time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    request_id: Option<String>,
 }
 
 impl Problem {
+    pub const MEDIA_TYPE: HeaderValue = HeaderValue::from_static("application/problem+json");
+
     pub fn new(code: ErrorCode, detail: impl Into<String>) -> Self {
-        Self { kind: "about:blank", title: code.title(), status: code.status().as_u16(), code, detail: detail.into(), field: None }
+        let (title, status, detail) = (code.title(), code.status().as_u16(), detail.into());
+        Self { kind: "about:blank", title, status, code, detail, field: None, request_id: None }
+    }
+
+    pub fn named(self, request_id: &str) -> Self {
+        Self { request_id: Some(request_id.to_owned()), ..self }
+    }
+
+    /// As it is sent.
+    pub fn text(&self) -> Vec<u8> {
+        serde_json::to_vec(self).unwrap_or_default()
     }
 
     /// `field` as the caller wrote it, as in `cost` or `[3].cost`; `why` follows its name in the sentence.
@@ -222,10 +241,13 @@ fn ended(hold: &Hold) -> String {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = self.code.status();
-        let body = serde_json::to_vec(&self).unwrap_or_default();
-        let mut response = (status, body).into_response();
+        let mut response = (status, self.text()).into_response();
+        if status.is_server_error() {
+            // Whoever names the request writes the body again.
+            response.extensions_mut().insert(self);
+        }
         let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(header::CONTENT_TYPE, Self::MEDIA_TYPE);
         if status == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECONDS));
         }

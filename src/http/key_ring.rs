@@ -10,7 +10,7 @@ use hmac::digest::CtOutput;
 use sha2::Sha256;
 use tracing::warn;
 
-use super::auth::{Caller, Scopes};
+use super::auth::{ANONYMOUS_KEY_ID, Caller, Scopes};
 use crate::store::keys::{KeyDigest, StoredKey};
 use crate::store::{Store, StoreError, keys};
 
@@ -110,11 +110,21 @@ impl Ring {
 
 /// The keys that were used lately.
 #[derive(Debug, Default)]
-pub struct KeyRing(Mutex<Ring>);
+pub struct KeyRing {
+    ring: Mutex<Ring>,
+    /// Where no key is asked for, everybody is this caller.
+    pub(super) anonymous: Option<Arc<Caller>>,
+}
 
 impl KeyRing {
+    /// Asks nobody for a key. What makes it safe is where the service listens.
+    pub fn open_to_all() -> Self {
+        let anonymous = Caller::new(ANONYMOUS_KEY_ID.to_owned(), Scopes::admin());
+        Self { anonymous: Some(Arc::new(anonymous)), ..Self::default() }
+    }
+
     fn ring(&self) -> MutexGuard<'_, Ring> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whose key it is, if it is good at this moment.

@@ -34,7 +34,7 @@ pub struct Received {
     request_body(content = Object, description = "one of Stripe's events, as it was signed"),
     responses((status = 200, description = "it is on the disk", body = Received)),
     security(()),
-    extensions(("x-problem-codes" = json!([ErrorCode::SignatureMissing, ErrorCode::SignatureInvalid, ErrorCode::SignatureStale, ErrorCode::NotAnEvent, ErrorCode::MalformedJson, ErrorCode::BodyTimeout, ErrorCode::BodyTooLarge, ErrorCode::WebhookNotConfigured, ErrorCode::StoreUnavailable]))),
+    extensions(("x-problem-codes" = json!([ErrorCode::SignatureMissing, ErrorCode::SignatureInvalid, ErrorCode::SignatureStale, ErrorCode::NotAnEvent, ErrorCode::MalformedJson, ErrorCode::BodyTimeout, ErrorCode::BodyTooLarge, ErrorCode::UnsupportedEncoding, ErrorCode::WebhookNotConfigured, ErrorCode::StoreUnavailable]))),
 )]
 pub async fn receive(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Json<Received>, Problem> {
     if app.webhook_secrets.is_empty() {

@@ -11,9 +11,10 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
 use spendgate::cli::Machine;
 use spendgate::cli::serve::Server;
-use spendgate::config::{AdminKey, Config, StripeConfig};
+use spendgate::config::{AdminKey, Authentication, Config, StripeConfig};
 use spendgate::domain::pricing::PriceBook;
 use spendgate::domain::{prices_file, tiers_file};
+use spendgate::http::serve::Limits;
 use spendgate::store::{Address, Store};
 use spendgate::stripe::signature::Secret;
 use spendgate::sync::asking::Asker;
@@ -52,6 +53,7 @@ pub struct TestApp {
     pub folder: TempDir,
     /// Whether the database goes with it.
     owns: bool,
+    limits: Limits,
 }
 
 /// Numbers that no test knows, each once.
@@ -137,13 +139,20 @@ pub fn prices() -> PriceBook {
 
 impl TestApp {
     pub async fn start(database: Database, tiers: &str, change: impl Fn(Config) -> Config) -> Self {
+        Self::start_within(Limits::default(), database, tiers, change).await
+    }
+
+    /// The same, with other limits on connections.
+    pub async fn start_within(limits: Limits, database: Database, tiers: &str, change: impl Fn(Config) -> Config) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let database = match database {
             Database::Sqlite => Address::Sqlite(folder.path().join("test.db")),
             Database::Postgres => postgres::fresh_database(folder.path()),
         };
         let config = change(Config {
-            listen_addr: SocketAddr::from(([127, 0, 0, 1], 0)),
+            listen_addr: SocketAddr::from(([127, 0, 0, 1], 0)).into(),
+            tls: None,
+            authentication: Authentication::Required,
             data_dir: folder.path().to_owned(),
             database,
             tiers_file: None,
@@ -158,7 +167,7 @@ impl TestApp {
         });
         let clock = Arc::new(Mutex::new(NOON.parse().unwrap()));
         let client = Self::client();
-        let mut app = Self { server: None, config, tiers: tiers.to_owned(), prices: prices(), clock, client, folder, owns: true };
+        let mut app = Self { server: None, config, tiers: tiers.to_owned(), prices: prices(), clock, client, folder, owns: true, limits };
         app.open().await;
         app
     }
@@ -173,7 +182,7 @@ impl TestApp {
         let clock = self.clock.clone();
         let machine = Machine { clock: Arc::new(move || *clock.lock().unwrap()), random, environment: |_| None };
         let catalogue = tiers_file::read(&self.tiers, self.prices.clone()).unwrap_or_else(|problems| panic!("{problems:?}"));
-        self.server = Some(Server::start(&self.config, catalogue, &machine).await.unwrap());
+        self.server = Some(Server::start_within(self.limits, &self.config, catalogue, &machine).await.unwrap());
     }
 
     /// Another node on the same database, with the same clock.
@@ -190,6 +199,7 @@ impl TestApp {
                 client: Self::client(),
                 folder,
                 owns: false,
+                limits: self.limits,
             }
             .opened()
             .await,
@@ -263,7 +273,7 @@ impl TestApp {
     }
 
     pub fn address(&self) -> SocketAddr {
-        self.server.as_ref().expect("it runs").address
+        self.server.as_ref().and_then(|server| server.address.tcp()).expect("it runs, on an address")
     }
 
     pub fn url(&self, path: &str) -> String {

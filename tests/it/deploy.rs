@@ -100,7 +100,7 @@ fn every_name_that_a_deployment_sets_is_a_setting_and_its_value_is_one() {
         }
         let lookup = |name: &str| pairs.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
         let config = Config::read(lookup).unwrap_or_else(|error| panic!("{place}: {error}"));
-        assert_eq!(config.listen_addr.port(), 8080, "{place}");
+        assert_eq!(config.listen_addr.tcp().unwrap().port(), 8080, "{place}");
     }
 }
 

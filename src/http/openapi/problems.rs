@@ -16,8 +16,8 @@ const CODES: &str = "x-problem-codes";
 /// Whether its problems are pages, too, since people open it.
 const PAGE: &str = "x-problem-page";
 
-/// What any door may answer, whatever is asked of it.
-const ANY: [ErrorCode; 0] = [];
+/// What any door may answer, whatever is asked of it: too much is in flight.
+const ANY: [ErrorCode; 1] = [ErrorCode::Busy];
 /// Whoever needs a key is asked for it, and his scopes.
 const WITH_KEY: [ErrorCode; 5] = [
     ErrorCode::Unauthorized,
@@ -27,7 +27,8 @@ const WITH_KEY: [ErrorCode; 5] = [
     ErrorCode::UnknownField,
     ErrorCode::InvalidField,
 ];
-const WITH_BODY: [ErrorCode; 6] = [
+const WITH_BODY: [ErrorCode; 7] = [
+    ErrorCode::UnsupportedEncoding,
     ErrorCode::MalformedJson,
     ErrorCode::BodyTimeout,
     ErrorCode::BodyTooLarge,
