@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use chrono::TimeDelta;
 
@@ -27,6 +28,9 @@ const CALLS_PER_SECOND_MIN: u32 = 2;
 const CALLS_PER_SECOND_MAX: u32 = 1000;
 /// Who answers from older memory enforces nothing.
 const STALENESS_MS_MAX: i64 = 60_000;
+/// Whoever asks before each model call waits no longer.
+const STORE_TIMEOUT: Duration = Duration::from_secs(1);
+const STORE_TIMEOUT_MS: RangeInclusive<u64> = 10..=60_000;
 const DATABASE_FILE: &str = "spendgate.db";
 const STRIPE_API_BASE: &str = "https://api.stripe.com";
 
@@ -47,6 +51,8 @@ pub struct Config {
     pub retention_days: Option<u32>,
     /// How old may be what a check is answered by, where other nodes write too.
     pub max_staleness: TimeDelta,
+    /// How long a check waits for the store before it counts as down.
+    pub store_timeout: Duration,
     pub admin_api_key: Option<AdminKey>,
     /// Without a slash at its end; `None` is where the service turns out to listen.
     pub public_url: Option<String>,
@@ -130,6 +136,7 @@ impl Config {
             },
             retention_days: retention_days(get("RETENTION_DAYS"))?,
             max_staleness: max_staleness(get("MAX_STALENESS_MS"))?,
+            store_timeout: store_timeout(get("STORE_TIMEOUT_MS"))?,
             admin_api_key: admin_api_key(get("ADMIN_API_KEY"))?,
             public_url: url("PUBLIC_URL", get("PUBLIC_URL"))?,
             return_url: url("RETURN_URL", get("RETURN_URL"))?,
@@ -200,6 +207,13 @@ fn max_staleness(value: Option<String>) -> Result<TimeDelta, ConfigError> {
     let milliseconds = value.parse().ok().filter(|milliseconds| (0..=STALENESS_MS_MAX).contains(milliseconds));
     let why = || format!("must be a whole number of milliseconds from 0 to {STALENESS_MS_MAX}");
     milliseconds.map(TimeDelta::milliseconds).ok_or_else(|| fault("MAX_STALENESS_MS", why()))
+}
+
+fn store_timeout(value: Option<String>) -> Result<Duration, ConfigError> {
+    let Some(value) = value else { return Ok(STORE_TIMEOUT) };
+    let milliseconds = value.parse().ok().filter(|milliseconds| STORE_TIMEOUT_MS.contains(milliseconds));
+    let why = || format!("must be a whole number of milliseconds from {} to {}", STORE_TIMEOUT_MS.start(), STORE_TIMEOUT_MS.end());
+    milliseconds.map(Duration::from_millis).ok_or_else(|| fault("STORE_TIMEOUT_MS", why()))
 }
 
 fn admin_api_key(value: Option<String>) -> Result<Option<AdminKey>, ConfigError> {
@@ -273,6 +287,8 @@ mod tests {
         check("STRIPE_CALLS_PER_SECOND", "1001");
         check("MAX_STALENESS_MS", "60001");
         check("MAX_STALENESS_MS", "-1");
+        check("STORE_TIMEOUT_MS", "9");
+        check("STORE_TIMEOUT_MS", "1 s");
         check("ADMIN_API_KEY", "short-key");
         check("PUBLIC_URL", "shop.example.net");
         check("PUBLIC_URL", "https://spend.example.com/?x");

@@ -30,6 +30,7 @@ mod webhook;
 use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::http::{Method, Request};
@@ -74,6 +75,8 @@ pub struct App {
     pub public_url: String,
     /// Where people go who are back from Stripe; `None` is our own page.
     pub return_url: Option<String>,
+    /// How long a check waits for the store.
+    pub store_timeout: Duration,
     pub clock: Clock,
 }
 

@@ -102,6 +102,7 @@ impl Server {
             upgrades,
             public_url,
             return_url: config.return_url.clone(),
+            store_timeout: config.store_timeout,
             clock,
         });
         let (stop, stopped) = oneshot::channel();

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
@@ -22,6 +23,8 @@ pub const KEY_PREFIX: &str = "sg_";
 pub const ENVIRONMENT_KEY_ID: &str = "environment";
 /// How long a key is believed without asking the store: a revoked one works no longer than this.
 pub const KEPT_FOR: TimeDelta = TimeDelta::seconds(5);
+/// How long after the store failed it is asked for a key again.
+const ASKED_AGAIN_AFTER: TimeDelta = TimeDelta::seconds(1);
 /// Keys in memory; beyond, all are asked for again.
 const KEPT_MAX: usize = 10_000;
 /// A longer one is not a key.
@@ -124,33 +127,45 @@ impl KeyRing {
         keys::by_digest(&mut store.reader().await?, digest).await
     }
 
-    async fn caller(&self, store: &Store, digest: KeyDigest, now: DateTime<Utc>) -> Result<Option<Arc<Caller>>, StoreError> {
+    async fn caller(
+        &self,
+        store: &Store,
+        digest: KeyDigest,
+        now: DateTime<Utc>,
+        patience: Duration,
+    ) -> Result<Option<Arc<Caller>>, StoreError> {
         let fresh = |read_at: DateTime<Utc>| read_at <= now && now - read_at < KEPT_FOR;
         if let Some((caller, _)) = self.kept(digest).filter(|(_, read_at)| fresh(*read_at)) {
             return Ok(Some(caller));
         }
-        let stored = match Self::stored(store, digest).await {
+        let asked = tokio::time::timeout(patience, Self::stored(store, digest)).await;
+        let stored = match asked.unwrap_or_else(|_| Err(StoreError::late())) {
             Ok(stored) => stored,
-            // While the store is away, a key that was good is good: checks are then answered BLOCK, not with an error.
-            Err(error) => return self.kept(digest).map(|(caller, _)| Some(caller)).ok_or(error),
+            // While the store is away, a key that was good is good: checks are then answered by their tier's policy, not with an error. It is
+            // not asked for by each of them, or each would wait for a store that hangs.
+            Err(error) => {
+                let (caller, _) = self.kept(digest).ok_or(error)?;
+                self.keep(digest, caller.clone(), now - (KEPT_FOR - ASKED_AGAIN_AFTER));
+                return Ok(Some(caller));
+            }
         };
         let caller = stored.filter(|key| key.revoked_at.is_none()).and_then(|key| {
             let scopes = Scopes::parse(&key.scopes)?;
             Some(Arc::new(Caller { key_id: key.key_id, scopes }))
         });
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         match &caller {
-            Some(caller) => {
-                if KEPT_MAX <= kept.len() {
-                    kept.clear();
-                }
-                kept.insert(digest, (caller.clone(), now));
-            }
-            None => {
-                kept.remove(&digest);
-            }
+            Some(caller) => self.keep(digest, caller.clone(), now),
+            None => drop(self.kept.lock().unwrap_or_else(PoisonError::into_inner).remove(&digest)),
         }
         Ok(caller)
+    }
+
+    fn keep(&self, digest: KeyDigest, caller: Arc<Caller>, read_at: DateTime<Utc>) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if KEPT_MAX <= kept.len() {
+            kept.clear();
+        }
+        kept.insert(digest, (caller, read_at));
     }
 }
 
@@ -182,7 +197,7 @@ pub async fn require(app: &App, key: &Bearer, scope: Scope) -> Result<Arc<Caller
     if !scheme.eq_ignore_ascii_case("bearer") {
         return Err(unauthorized("the Authorization header is not a bearer key"));
     }
-    let caller = app.keys.caller(&app.store, digest(key.trim()), app.now()).await?;
+    let caller = app.keys.caller(&app.store, digest(key.trim()), app.now(), app.store_timeout).await?;
     let caller = caller.ok_or_else(|| unauthorized("the key is not known, or was revoked"))?;
     if !caller.scopes.allow(scope) {
         let (has, needs) = (caller.scopes.text(), scope.name());

@@ -5,6 +5,7 @@ use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
@@ -142,6 +143,8 @@ impl TestApp {
             stripe: StripeConfig { api_base: "https://stripe.invalid".to_owned(), reconcile_every: None, ..StripeConfig::default() },
             retention_days: None,
             max_staleness: TimeDelta::zero(),
+            // A machine that is busy with tests is not down.
+            store_timeout: Duration::from_secs(20),
             admin_api_key: Some(AdminKey(ADMIN_KEY.to_owned())),
             public_url: Some("https://spend.example.com".to_owned()),
             return_url: None,

@@ -16,6 +16,7 @@ mod durability;
 mod enforcement;
 mod events;
 mod explain;
+mod fail_policy;
 mod fake_stripe;
 mod grants;
 mod holds;
