@@ -1,5 +1,7 @@
 //! The environment, read once, parsed at the door. `.env.example` says what each variable is for.
 
+mod gate;
+
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -11,6 +13,7 @@ use crate::store::Address;
 use crate::stripe::client::Patience;
 use crate::stripe::key::ApiKey;
 use crate::stripe::signature::Secret;
+pub use gate::GateConfig;
 
 /// An admin key given from outside must be as hard to guess as one of ours.
 const ADMIN_KEY_BYTES_MIN: usize = 32;
@@ -53,6 +56,8 @@ pub struct Config {
     pub max_staleness: TimeDelta,
     /// How long a check waits for the store before it counts as down.
     pub store_timeout: Duration,
+    /// How gateways ask.
+    pub gate: GateConfig,
     pub admin_api_key: Option<AdminKey>,
     /// Without a slash at its end; `None` is where the service turns out to listen.
     pub public_url: Option<String>,
@@ -137,6 +142,7 @@ impl Config {
             retention_days: retention_days(get("RETENTION_DAYS"))?,
             max_staleness: max_staleness(get("MAX_STALENESS_MS"))?,
             store_timeout: store_timeout(get("STORE_TIMEOUT_MS"))?,
+            gate: GateConfig::read(get)?,
             admin_api_key: admin_api_key(get("ADMIN_API_KEY"))?,
             public_url: url("PUBLIC_URL", get("PUBLIC_URL"))?,
             return_url: url("RETURN_URL", get("RETURN_URL"))?,

@@ -10,6 +10,7 @@ mod enforcement;
 pub mod error;
 mod events;
 mod explain;
+pub mod gate;
 mod grants;
 mod health;
 mod holds;
@@ -35,7 +36,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::http::{Method, Request};
 use axum::response::Response;
-use axum::routing::{delete, get, post, put};
+use axum::routing::{any, delete, get, post, put};
 use chrono::{DateTime, Utc};
 use hyper::body::Incoming;
 use hyper::service::Service;
@@ -51,6 +52,7 @@ use crate::sync::{Rules, Touched};
 use crate::upgrade::Upgrades;
 use auth::KeyRing;
 use error::{ErrorCode, Problem};
+use gate::Gate;
 use notices::Notices;
 
 /// What every door needs.
@@ -77,6 +79,7 @@ pub struct App {
     pub return_url: Option<String>,
     /// How long a check waits for the store.
     pub store_timeout: Duration,
+    pub gate: Gate,
     pub clock: Clock,
 }
 
@@ -148,6 +151,9 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/users/{user_id}/enforcement", get(enforcement::one))
         .route("/v1/enforcement", post(enforcement::several))
         .route("/v1/users/{user_id}/explain", get(explain::show))
+        .route("/v1/gate", any(gate::ask))
+        .route("/v1/gate/", any(gate::ask))
+        .route("/v1/gate/{*path}", any(gate::ask))
         .route("/v1/usage", post(usage::record))
         .route("/v1/corrections", post(corrections::create))
         .route("/v1/holds", get(holds::list).post(holds::create))

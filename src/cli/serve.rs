@@ -16,11 +16,12 @@ use tracing::{info, warn};
 
 use super::catalogue::read_catalogue;
 use super::{Machine, Misconfigured, open_store, read_config, say};
-use crate::config::{AdminKey, Config};
+use crate::config::{AdminKey, Config, GateConfig};
 use crate::current::{Current, Reload};
 use crate::domain::catalogue::Catalogue;
 use crate::domain::period::Period;
 use crate::http::auth::{ENVIRONMENT_KEY_ID, KeyRing, Scopes, digest, new_key};
+use crate::http::gate::Gate;
 use crate::http::notices::Notices;
 use crate::http::{self, App};
 use crate::meter::{Clock, Meter, Settings};
@@ -103,6 +104,7 @@ impl Server {
             public_url,
             return_url: config.return_url.clone(),
             store_timeout: config.store_timeout,
+            gate: gate(&config.gate)?,
             clock,
         });
         let (stop, stopped) = oneshot::channel();
@@ -131,6 +133,11 @@ impl Server {
         let _ = self.stop.send(());
         self.ended.await?
     }
+}
+
+fn gate(config: &GateConfig) -> anyhow::Result<Gate> {
+    let GateConfig { user_header, model_header, cost_header, block_status } = config.clone();
+    Gate::new(user_header, model_header, cost_header, block_status).context("GATE_BLOCK_STATUS: is no status")
 }
 
 /// Asks Stripe as the settings say. The caller has seen that there is a key.

@@ -185,6 +185,11 @@ impl Bearer {
     pub fn of(headers: &HeaderMap) -> Self {
         Self(headers.get(header::AUTHORIZATION).cloned())
     }
+
+    /// A key without the word `Bearer` before it.
+    pub fn of_key(key: &HeaderValue) -> Self {
+        Self(HeaderValue::from_bytes(&[b"Bearer ", key.as_bytes()].concat()).ok())
+    }
 }
 
 /// The caller, if his key may do this.

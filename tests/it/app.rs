@@ -11,7 +11,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
 use spendgate::cli::Machine;
 use spendgate::cli::serve::Server;
-use spendgate::config::{AdminKey, Config, StripeConfig};
+use spendgate::config::{AdminKey, Config, GateConfig, StripeConfig};
 use spendgate::domain::pricing::PriceBook;
 use spendgate::domain::{prices_file, tiers_file};
 use spendgate::store::Address;
@@ -145,6 +145,7 @@ impl TestApp {
             max_staleness: TimeDelta::zero(),
             // A machine that is busy with tests is not down.
             store_timeout: Duration::from_secs(20),
+            gate: GateConfig::default(),
             admin_api_key: Some(AdminKey(ADMIN_KEY.to_owned())),
             public_url: Some("https://spend.example.com".to_owned()),
             return_url: None,
@@ -192,6 +193,10 @@ impl TestApp {
     async fn opened(mut self) -> Self {
         self.open().await;
         self
+    }
+
+    pub fn is_running(&self) -> bool {
+        self.server.is_some()
     }
 
     pub async fn stop(&mut self) {

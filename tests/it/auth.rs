@@ -8,9 +8,11 @@ use serde_json::json;
 use crate::app::{ADMIN_KEY, TIERS, TestApp, on_each_database};
 
 /// Every door that needs a key: method, path, the scope that opens it.
-const DOORS: [(&str, &str, &str); 27] = [
+const DOORS: [(&str, &str, &str); 29] = [
     ("GET", "/v1/users/u/enforcement", "check"),
     ("POST", "/v1/enforcement", "check"),
+    ("GET", "/v1/gate", "check"),
+    ("DELETE", "/v1/gate/any/path", "check"),
     ("POST", "/v1/usage", "write"),
     ("GET", "/v1/users/u", "check"),
     ("GET", "/v1/users/u/usage", "check"),

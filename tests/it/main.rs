@@ -18,6 +18,7 @@ mod events;
 mod explain;
 mod fail_policy;
 mod fake_stripe;
+mod gate;
 mod grants;
 mod holds;
 mod model;
