@@ -19,6 +19,7 @@ mod explain;
 mod fail_policy;
 mod fake_stripe;
 mod gate;
+mod gateways;
 mod grants;
 mod holds;
 mod model;
