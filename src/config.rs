@@ -1,9 +1,11 @@
 //! The environment, read once, parsed at the door. `.env.example` says what each variable is for.
 
 mod door;
+mod gate;
 
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use chrono::TimeDelta;
 
@@ -14,6 +16,7 @@ use crate::store::Address;
 use crate::stripe::client::Patience;
 use crate::stripe::key::ApiKey;
 use crate::stripe::signature::Secret;
+pub use gate::GateConfig;
 
 /// An admin key given from outside must be as hard to guess as one of ours.
 const ADMIN_KEY_BYTES_MIN: usize = 32;
@@ -31,6 +34,9 @@ const CALLS_PER_SECOND_MIN: u32 = 2;
 const CALLS_PER_SECOND_MAX: u32 = 1000;
 /// Who answers from older memory enforces nothing.
 const STALENESS_MS_MAX: i64 = 60_000;
+/// Whoever asks before each model call waits no longer.
+const STORE_TIMEOUT: Duration = Duration::from_secs(1);
+const STORE_TIMEOUT_MS: RangeInclusive<u64> = 10..=60_000;
 const DATABASE_FILE: &str = "spendgate.db";
 const STRIPE_API_BASE: &str = "https://api.stripe.com";
 
@@ -54,6 +60,10 @@ pub struct Config {
     pub retention_days: Option<u32>,
     /// How old may be what a check is answered by, where other nodes write too.
     pub max_staleness: TimeDelta,
+    /// How long a check waits for the store before it counts as down.
+    pub store_timeout: Duration,
+    /// How gateways ask.
+    pub gate: GateConfig,
     pub admin_api_key: Option<AdminKey>,
     /// Without a slash at its end; `None` is where the service turns out to listen.
     pub public_url: Option<String>,
@@ -140,6 +150,8 @@ impl Config {
             },
             retention_days: retention_days(get("RETENTION_DAYS"))?,
             max_staleness: max_staleness(get("MAX_STALENESS_MS"))?,
+            store_timeout: store_timeout(get("STORE_TIMEOUT_MS"))?,
+            gate: GateConfig::read(get)?,
             admin_api_key: admin_api_key(get("ADMIN_API_KEY"))?,
             public_url: url("PUBLIC_URL", get("PUBLIC_URL"))?,
             return_url: url("RETURN_URL", get("RETURN_URL"))?,
@@ -205,6 +217,13 @@ fn max_staleness(value: Option<String>) -> Result<TimeDelta, ConfigError> {
     let milliseconds = value.parse().ok().filter(|milliseconds| (0..=STALENESS_MS_MAX).contains(milliseconds));
     let why = || format!("must be a whole number of milliseconds from 0 to {STALENESS_MS_MAX}");
     milliseconds.map(TimeDelta::milliseconds).ok_or_else(|| fault("MAX_STALENESS_MS", why()))
+}
+
+fn store_timeout(value: Option<String>) -> Result<Duration, ConfigError> {
+    let Some(value) = value else { return Ok(STORE_TIMEOUT) };
+    let milliseconds = value.parse().ok().filter(|milliseconds| STORE_TIMEOUT_MS.contains(milliseconds));
+    let why = || format!("must be a whole number of milliseconds from {} to {}", STORE_TIMEOUT_MS.start(), STORE_TIMEOUT_MS.end());
+    milliseconds.map(Duration::from_millis).ok_or_else(|| fault("STORE_TIMEOUT_MS", why()))
 }
 
 fn admin_api_key(value: Option<String>) -> Result<Option<AdminKey>, ConfigError> {
@@ -280,6 +299,8 @@ mod tests {
         check("STRIPE_CALLS_PER_SECOND", "1001");
         check("MAX_STALENESS_MS", "60001");
         check("MAX_STALENESS_MS", "-1");
+        check("STORE_TIMEOUT_MS", "9");
+        check("STORE_TIMEOUT_MS", "1 s");
         check("ADMIN_API_KEY", "short-key");
         check("PUBLIC_URL", "shop.example.net");
         check("PUBLIC_URL", "https://spend.example.com/?x");

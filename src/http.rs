@@ -12,6 +12,7 @@ mod enforcement;
 pub mod error;
 mod events;
 mod explain;
+pub mod gate;
 mod grants;
 mod health;
 mod holds;
@@ -38,10 +39,12 @@ mod webhook;
 use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::{Method, Request};
+use axum::extract::State;
+use axum::http::{HeaderMap, Method, Request, Uri};
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
 use hyper::body::{Body as _, Incoming};
@@ -61,6 +64,7 @@ use crate::sync::{Rules, Touched};
 use crate::upgrade::Upgrades;
 use arriving::Arriving;
 use error::{ErrorCode, Problem};
+use gate::Gate;
 use key_ring::KeyRing;
 use lanes::{Lane, Lanes};
 use notices::Notices;
@@ -91,6 +95,9 @@ pub struct App {
     pub public_url: String,
     /// Where people go who are back from Stripe; `None` is our own page.
     pub return_url: Option<String>,
+    /// How long a check waits for the store.
+    pub store_timeout: Duration,
+    pub gate: Gate,
     pub clock: Clock,
 }
 
@@ -181,6 +188,7 @@ fn doors() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::with_openapi(openapi::head())
         .routes(routes!(enforcement::one))
         .routes(routes!(enforcement::several))
+        .routes(routes!(gate::ask))
         .routes(routes!(explain::show))
         .routes(routes!(usage::record))
         .routes(routes!(usage::list))
@@ -222,9 +230,13 @@ fn doors() -> OpenApiRouter<Arc<App>> {
 fn router(app: Arc<App>) -> Router {
     let (router, _) = doors().split_for_parts();
     router
-        .fallback(async || Problem::new(ErrorCode::NotFound, "there is nothing at this path; docs/API.md lists what there is"))
-        .method_not_allowed_fallback(async || {
-            Problem::new(ErrorCode::MethodNotAllowed, "this path takes another method; the Allow header says which")
+        .fallback(async |State(app): State<Arc<App>>, uri: Uri, headers: HeaderMap| match gate::is_at(uri.path()) {
+            true => gate::ask(State(app), headers).await,
+            false => Err(Problem::new(ErrorCode::NotFound, "there is nothing at this path; docs/API.md lists what there is")),
+        })
+        .method_not_allowed_fallback(async |State(app): State<Arc<App>>, uri: Uri, headers: HeaderMap| match gate::is_at(uri.path()) {
+            true => gate::ask(State(app), headers).await,
+            false => Err(Problem::new(ErrorCode::MethodNotAllowed, "this path takes another method; the Allow header says which")),
         })
         .with_state(app)
 }

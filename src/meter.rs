@@ -3,6 +3,7 @@
 mod batch;
 mod health;
 mod load;
+mod looking;
 mod memory;
 mod pending;
 mod retention;
@@ -17,7 +18,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::current::Current;
@@ -87,6 +88,8 @@ pub struct Meter {
     /// What this process alone writes is read from memory; what others write too is asked for.
     kept: Backend<Shown, Reading>,
     queue: mpsc::Sender<Request>,
+    /// Look-ups of checks under way, where this process alone writes.
+    lookups: Arc<Semaphore>,
 }
 
 impl fmt::Debug for Meter {
@@ -103,7 +106,7 @@ impl Meter {
             Backend::Sqlite(files) => files.clone(),
             Backend::Postgres(cluster) => {
                 let (reading, ended) = shared::start(store.clone(), cluster.clone(), catalogue, clock, settings, waiting).await?;
-                return Ok((Self { store, kept: Backend::Postgres(reading), queue }, ended));
+                return Ok((Self { store, kept: Backend::Postgres(reading), queue, lookups: looking::places() }, ended));
             }
         };
         let last = files.last_batch().await?;
@@ -118,7 +121,7 @@ impl Meter {
         let (shown_, keep) = (shown.clone(), settings.keep);
         let writer = Writer { store: store.clone(), files, catalogue, shown: shown_, clock, keep, seen, last, in_doubt: false };
         let writer = tokio::spawn(writer.run(waiting));
-        Ok((Self { store, kept: Backend::Sqlite(shown), queue }, writer))
+        Ok((Self { store, kept: Backend::Sqlite(shown), queue, lookups: looking::places() }, writer))
     }
 
     /// A connection that sees everything that was acknowledged of these users.

@@ -14,11 +14,12 @@ use tracing::{info, warn};
 use super::catalogue::read_catalogue;
 use super::listen::listen;
 use super::{Machine, Misconfigured, open_store, read_config, say};
-use crate::config::{AdminKey, Authentication, Config, Listen};
+use crate::config::{AdminKey, Authentication, Config, GateConfig, Listen};
 use crate::current::{Current, Reload};
 use crate::domain::catalogue::Catalogue;
 use crate::domain::period::Period;
 use crate::http::auth::{ENVIRONMENT_KEY_ID, Scopes, digest, new_key};
+use crate::http::gate::Gate;
 use crate::http::key_ring::KeyRing;
 use crate::http::notices::Notices;
 use crate::http::serve::Limits;
@@ -116,6 +117,8 @@ impl Server {
             upgrades,
             public_url,
             return_url: config.return_url.clone(),
+            store_timeout: config.store_timeout,
+            gate: gate(&config.gate)?,
             clock,
         });
         let (stop, stopped) = oneshot::channel();
@@ -152,6 +155,11 @@ impl Server {
         let _ = self.stop.send(());
         self.ended.await?
     }
+}
+
+fn gate(config: &GateConfig) -> anyhow::Result<Gate> {
+    let GateConfig { user_header, model_header, cost_header, block_status } = config.clone();
+    Gate::new(user_header, model_header, cost_header, block_status).context("GATE_BLOCK_STATUS: is no status")
 }
 
 /// Asks Stripe as the settings say. The caller has seen that there is a key.

@@ -28,6 +28,8 @@ pub struct Tier {
     /// What the plan costs a month, for people to read.
     pub monthly_price: Money,
     pub budgets: Budgets,
+    /// What its users are told while the store is away.
+    pub on_store_down: OnStoreDown,
     /// The days a subscription that is past due keeps this tier, from when we first saw it so.
     pub grace_days: u32,
     pub fallbacks: Fallbacks,
@@ -166,6 +168,24 @@ impl PausedCollection {
         match self {
             Self::Keep => "keep",
             Self::Suspend => "suspend",
+        }
+    }
+}
+
+/// What a check is answered while the store cannot be read, or does not confirm what is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnStoreDown {
+    /// No limit can be held, so nothing may be spent.
+    Block,
+    /// Calls pass, and what they cost may never be counted.
+    Allow,
+}
+
+impl OnStoreDown {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Block => "block",
+            Self::Allow => "allow",
         }
     }
 }

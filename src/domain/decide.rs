@@ -57,7 +57,7 @@ pub enum Reason {
     CapReached,
     /// One of the operator's own rules.
     Rule,
-    /// The store could not be read, so nothing is known: fail closed.
+    /// The store could not be read, or does not confirm writes: the answer is the tier's `on_store_down`.
     StoreUnavailable,
 }
 
@@ -257,6 +257,15 @@ pub fn store_unavailable() -> Decision {
         binding: None,
         message: "Budgets cannot be read at the moment; nothing may be spent until they can.".to_owned(),
         retry_at: None,
+    }
+}
+
+/// Nothing is known either, and the tier lets calls pass all the same.
+pub fn passes_without_store(tier: &str) -> Decision {
+    Decision {
+        action: Action::Allow,
+        message: format!("The store is not available; the tier `{tier}` lets calls pass meanwhile, and what they cost may not be counted."),
+        ..store_unavailable()
     }
 }
 

@@ -112,13 +112,15 @@ fn of_budgets(budgets: &Budgets) -> Said {
 }
 
 fn of_tier(tier: &Tier) -> Said {
-    let Tier { name: _, rank, monthly_price, budgets, grace_days, fallbacks, models, unknown_model, markup, sold_as, rules } = tier;
+    let Tier { name: _, rank, monthly_price, budgets, on_store_down, grace_days, fallbacks, models, unknown_model, markup, sold_as, rules } =
+        tier;
     let mut said = of_budgets(budgets);
     said.extend(fallbacks.by_model.iter().map(|(model, cheaper)| (format!("degrade_to.{model}"), cheaper.clone())));
     said.extend(fallbacks.default.iter().map(|model| ("degrade_to.default".to_owned(), model.clone())));
     let mut say = |key: &str, value: String| drop(said.insert(key.to_owned(), value));
     say("rank", rank.to_string());
     say("monthly_price", monthly_price.to_string());
+    say("on_store_down", on_store_down.name().to_owned());
     say("grace_days", grace_days.to_string());
     if let Some(allow) = &models.allow {
         say("models.allow", globs(allow));
@@ -246,6 +248,7 @@ tiers:
         check("rank: 10", "rank: 10, monthly_price: 29", &["tiers.pro.monthly_price: $0.00 -> $29.00"]);
         check("rank: 10", "rank: 10, scope: account", &["tiers.pro.scope: user -> account"]);
         check("rank: 10", "rank: 10, per_seat: true", &["tiers.pro.per_seat: new, true"]);
+        check("rank: 10", "rank: 10, on_store_down: allow", &["tiers.pro.on_store_down: block -> allow"]);
         check("rank: 10", "rank: 10, grace_days: 0", &["tiers.pro.grace_days: 7 -> 0"]);
         check(
             "rank: 10",
@@ -275,8 +278,7 @@ tiers:
     #[test]
     fn a_tier_that_comes_or_goes_is_one_difference() {
         let with = format!("{TIERS}  max: {{ rank: 20, budgets: {{ total: 7 }}, policy: monitor }}\n");
-        let summary =
-            "budgets.total $7.00; grace_days 7; monthly_price $0.00; rank 20; scope user; thresholds.warn 90 %; unknown_model refuse";
+        let summary = "budgets.total $7.00; grace_days 7; monthly_price $0.00; on_store_down block; rank 20; scope user; thresholds.warn 90 %; unknown_model refuse";
         assert_eq!(told(&with, PRICES), [format!("tiers.max: new, {summary}")]);
         let without: String = TIERS.lines().filter(|line| !line.contains("pro:")).map(|line| format!("{line}\n")).collect();
         let told = told(&without, PRICES);

@@ -4,9 +4,9 @@
 use chrono::{DateTime, Utc};
 use serde_json::{Map, Value};
 
-use super::catalogue::{Catalogue, Tier};
+use super::catalogue::{Catalogue, OnStoreDown, Tier};
 use super::cost::price;
-use super::decide::{Action, Budget, Decision, Reason, decide, most};
+use super::decide::{Action, Budget, Decision, Reason, decide, most, passes_without_store, store_unavailable};
 use super::models::UnknownModel;
 use super::money::Money;
 use super::pricing::{Price, PriceBook, Tokens};
@@ -99,6 +99,32 @@ pub fn judge(catalogue: &Catalogue, caller: Caller<'_>, budgets: &[Budget], ask:
         model => judge.in_tier(model.as_deref()),
     };
     if tier.rules.is_empty() { judged } else { judge.by_rules(judged, caller) }
+}
+
+/// Judges a call while the store is away, by the tier's `on_store_down`. `budgets` are what is known of them all the same, which may be
+/// nothing. Where calls pass, what is known to forbid this one still does: an outage gives nobody another tier's models.
+pub fn judge_without_store(catalogue: &Catalogue, caller: Caller<'_>, budgets: &[Budget], ask: &Ask, now: DateTime<Utc>) -> Judgement {
+    match caller.tier.on_store_down {
+        OnStoreDown::Block => Judgement {
+            decision: store_unavailable(),
+            estimate: ask.cost.unwrap_or_default(),
+            model: ask.model.clone(),
+            provider: ask.provider.clone(),
+            max_affordable_output_tokens: None,
+            is_unpriced: false,
+            rule: None,
+        },
+        OnStoreDown::Allow => {
+            let mut judged = judge(catalogue, caller, budgets, ask, now);
+            match judged.decision.action {
+                Action::Allow => judged.decision = passes_without_store(&caller.tier.name),
+                Action::Warn | Action::Degrade | Action::Block => {
+                    judged.decision.message.push_str(" The store is not available at the moment.");
+                }
+            }
+            judged
+        }
+    }
 }
 
 /// What each of the tier's rules says of a call.

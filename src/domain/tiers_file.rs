@@ -9,7 +9,9 @@ use std::collections::{BTreeMap, HashMap};
 use marked_yaml::Node;
 use marked_yaml::types::{MarkedScalarNode, Span};
 
-use super::catalogue::{Budgets, Catalogue, Fallbacks, Links, PausedCollection, Percent, Policy, SoldAs, Thresholds, Tier, UrlTemplate};
+use super::catalogue::{
+    Budgets, Catalogue, Fallbacks, Links, OnStoreDown, PausedCollection, Percent, Policy, SoldAs, Thresholds, Tier, UrlTemplate,
+};
 use super::decide::Scope;
 use super::money::Money;
 use super::period::Period;
@@ -113,6 +115,7 @@ impl Reader {
             "unknown_model",
             "markup_pct",
             "rules",
+            "on_store_down",
             "grace_days",
             "prices",
             "lookup_keys",
@@ -151,6 +154,15 @@ impl Reader {
             self.problem(name.span(), message);
         }
         let (models, unknown_model, markup) = (self.models(&fields), self.unknown_model(&fields), self.markup(&fields));
+        let on_store_down = match fields.get("on_store_down").copied() {
+            None => Some(OnStoreDown::Block),
+            Some(node) => self.parsed(node, "on_store_down", |text| match text {
+                "block" => Ok(OnStoreDown::Block),
+                "allow" => Ok(OnStoreDown::Allow),
+                _ => Err("must be block (nothing may be spent while the store is away) or allow (calls pass, and may never be counted)"
+                    .to_owned()),
+            }),
+        };
         let grace_days = match fields.get("grace_days").copied() {
             Some(node) => self.parsed(node, "grace_days", |text| match text.parse() {
                 Ok(days) if days <= GRACE_DAYS_MAX => Ok(days),
@@ -174,6 +186,7 @@ impl Reader {
             rank: rank?,
             monthly_price,
             budgets: budgets?,
+            on_store_down: on_store_down?,
             grace_days,
             fallbacks,
             models: models?,

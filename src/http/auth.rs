@@ -153,6 +153,11 @@ impl Bearer {
     pub fn of(headers: &HeaderMap) -> Self {
         Self(headers.get(header::AUTHORIZATION).cloned())
     }
+
+    /// A key without the word `Bearer` before it.
+    pub fn of_key(key: &HeaderValue) -> Self {
+        Self(HeaderValue::from_bytes(&[b"Bearer ", key.as_bytes()].concat()).ok())
+    }
 }
 
 /// The caller, if his key may do this.
@@ -168,7 +173,7 @@ pub async fn require(app: &App, key: &Bearer, scope: Scope) -> Result<Arc<Caller
     if !scheme.eq_ignore_ascii_case("bearer") {
         return Err(unauthorized("the Authorization header is not a bearer key"));
     }
-    let caller = app.keys.caller(&app.store, digest(key.trim()), app.now()).await?;
+    let caller = app.keys.caller(&app.store, digest(key.trim()), app.now(), app.store_timeout).await?;
     let caller = caller.map_err(|refused| match refused {
         Refused::Unknown => unauthorized("the key is not known, or was revoked"),
         Refused::Expired(end) => unauthorized(&format!("the key expired at {}", rfc3339(end))),

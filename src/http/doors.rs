@@ -29,6 +29,13 @@ pub const DOORS: &[Door] = &[
     (Method::GET, "/v1/users/{user_id}/enforcement", CHECK),
     // With `"hold": true` it needs `write` too.
     (Method::POST, "/v1/enforcement", CHECK),
+    // By whatever method the call on its way has.
+    (Method::GET, "/v1/gate", CHECK),
+    (Method::POST, "/v1/gate", CHECK),
+    (Method::PUT, "/v1/gate", CHECK),
+    (Method::DELETE, "/v1/gate", CHECK),
+    (Method::PATCH, "/v1/gate", CHECK),
+    (Method::OPTIONS, "/v1/gate", CHECK),
     (Method::GET, "/v1/users/{user_id}/explain", CHECK),
     (Method::POST, "/v1/usage", WRITE),
     (Method::POST, "/v1/corrections", ADMIN),

@@ -176,15 +176,19 @@ async fn answers(app: &Arc<App>, asked: Vec<Asked>) -> Response {
         })
         .collect();
     let catalogue = app.catalogue.load_full();
-    let views = app.meter.views(&catalogue, &users, app.now()).await;
+    let views = app.meter.views_in_time(&catalogue, &users, app.now(), app.store_timeout).await;
     let readable = views.is_ok();
-    let views = views.map_err(|error| unreadable(&error, ())).unwrap_or_default();
+    let views = match views {
+        Ok(views) => views.into_iter().map(Some).collect(),
+        // One whom memory knows is judged by that, whoever else is in the list.
+        Err(error) => unread(&error, users.iter().map(|user| app.meter.remembered(&catalogue, user, app.now())).collect::<Vec<_>>()),
+    };
     let mut views = views.iter();
     let results = asked.into_iter().map(|asked| {
         let checked = match asked {
             Asked::Check(user, ask) => Ok(json(&match views.next() {
-                Some(view) => DecisionView::of_view(app, &user, view, &ask),
-                None => DecisionView::unknown(&catalogue, &user, &ask),
+                Some(Some(view)) => DecisionView::of_view(app, &user, view, &ask),
+                Some(None) | None => DecisionView::unread(app, &catalogue, &user, &ask),
             })),
             Asked::Reserve(ask) => Err(ask),
         };
@@ -204,7 +208,7 @@ async fn answers(app: &Arc<App>, asked: Vec<Asked>) -> Response {
     with_retry(response, readable && app.meter.is_writable(app.now()))
 }
 
-fn json(answer: &impl Serialize) -> String {
+pub fn json(answer: &impl Serialize) -> String {
     let mut text = Vec::with_capacity(ANSWER_BYTES);
     // Nothing of an answer refuses to be written, and JSON is text.
     match serde_json::to_writer(&mut text, answer) {
@@ -214,24 +218,24 @@ fn json(answer: &impl Serialize) -> String {
 }
 
 async fn answer(app: &App, user: UserId, ask: Ask) -> Response {
+    decide(app, &user, &ask, |decision, store_answers| with_retry(holds::json_text(json(decision)), store_answers)).await
+}
+
+/// Decides, and shows the decision; also, whether the store was there for it: while it is away, an answer says when to ask again.
+pub async fn decide<R>(app: &App, user: &UserId, ask: &Ask, show: impl FnOnce(&DecisionView<'_>, bool) -> R) -> R {
     let catalogue = app.catalogue.load();
-    match app.meter.view(&catalogue, &user, app.now()).await {
-        Ok(view) => respond(DecisionView::of_view(app, &user, &view, &ask), app.meter.is_writable(app.now())),
-        Err(error) => respond(unreadable(&error, DecisionView::unknown(&catalogue, &user, &ask)), false),
+    match app.meter.view_in_time(&catalogue, user, app.now(), app.store_timeout).await {
+        Ok(view) => show(&DecisionView::of_view(app, user, &view, ask), app.meter.is_writable(app.now())),
+        Err(error) => show(&unread(&error, DecisionView::unread(app, &catalogue, user, ask)), false),
     }
 }
 
-fn unreadable<T>(error: &StoreError, answer: T) -> T {
-    tracing::error!(%error, "a check was answered BLOCK: {error}");
+fn unread<T>(error: &StoreError, answer: T) -> T {
+    tracing::error!(%error, "a check was answered without the store: {error}");
     answer
 }
 
-/// While the store is away, an answer says when to ask again.
-fn respond(answer: impl Serialize, store_answers: bool) -> Response {
-    with_retry(holds::json_text(json(&answer)), store_answers)
-}
-
-fn with_retry(mut response: Response, store_answers: bool) -> Response {
+pub fn with_retry(mut response: Response, store_answers: bool) -> Response {
     if !store_answers {
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECONDS));
     }

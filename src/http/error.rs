@@ -27,6 +27,8 @@ pub enum ErrorCode {
     InvalidField,
     UnknownModel,
     CatalogueRefused,
+    HeaderMissing,
+    HeaderInvalid,
     Unauthorized,
     ForbiddenScope,
     NotFound,
@@ -64,9 +66,13 @@ pub enum ErrorCode {
 impl ErrorCode {
     pub(super) fn status(self) -> StatusCode {
         match self {
-            Self::MalformedJson | Self::SignatureMissing | Self::SignatureInvalid | Self::SignatureStale | Self::NotAnEvent => {
-                StatusCode::BAD_REQUEST
-            }
+            Self::MalformedJson
+            | Self::HeaderMissing
+            | Self::HeaderInvalid
+            | Self::SignatureMissing
+            | Self::SignatureInvalid
+            | Self::SignatureStale
+            | Self::NotAnEvent => StatusCode::BAD_REQUEST,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::ForbiddenScope => StatusCode::FORBIDDEN,
             Self::NotFound
@@ -100,6 +106,8 @@ impl ErrorCode {
             Self::InvalidField => "A field has a value that cannot be",
             Self::UnknownModel => "The model has no price",
             Self::CatalogueRefused => "The files are refused; what held goes on",
+            Self::HeaderMissing => "A header is missing",
+            Self::HeaderInvalid => "A header has a value that cannot be",
             Self::Unauthorized => "An API key is needed",
             Self::ForbiddenScope => "The API key may not do this",
             Self::NotFound => "There is nothing here",

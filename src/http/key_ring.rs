@@ -16,6 +16,8 @@ use crate::store::{Store, StoreError, keys};
 
 /// How long a key is believed without asking the store: one that was revoked elsewhere works no longer than this.
 pub const KEPT_FOR: TimeDelta = TimeDelta::seconds(5);
+/// How long after the store failed it is asked for a key again.
+const ASKED_AGAIN_AFTER: TimeDelta = TimeDelta::seconds(1);
 /// Keys in memory; beyond, all are asked for again.
 const KEPT_MAX: usize = 10_000;
 /// How often it is written when keys were used last: once for each key and node, however often it was.
@@ -128,7 +130,13 @@ impl KeyRing {
     }
 
     /// Whose key it is, if it is good at this moment.
-    pub async fn caller(&self, store: &Store, digest: KeyDigest, now: DateTime<Utc>) -> Result<Result<Arc<Caller>, Refused>, StoreError> {
+    pub async fn caller(
+        &self,
+        store: &Store,
+        digest: KeyDigest,
+        now: DateTime<Utc>,
+        patience: Duration,
+    ) -> Result<Result<Arc<Caller>, Refused>, StoreError> {
         let changes = {
             let mut ring = self.ring();
             if let Some(kept) = ring.kept.get_mut(&digest).filter(|kept| kept.is_fresh(now)) {
@@ -136,10 +144,17 @@ impl KeyRing {
             }
             ring.changes
         };
-        let stored = match stored(store, digest).await {
+        let asked = tokio::time::timeout(patience, stored(store, digest)).await;
+        let stored = match asked.unwrap_or_else(|_| Err(StoreError::late())) {
             Ok(stored) => stored,
-            // While the store is away, a key that was good is good: checks are then answered BLOCK, not with an error.
-            Err(error) => return self.ring().kept.get_mut(&digest).map(|kept| kept.take(now)).ok_or(error),
+            // While the store is away, a key that was good is good: checks are then answered by their tier's policy, not with an error. It is
+            // not asked for by each of them, or each would wait for a store that hangs.
+            Err(error) => {
+                let mut ring = self.ring();
+                let kept = ring.kept.get_mut(&digest).ok_or(error)?;
+                kept.read_at = now - (KEPT_FOR - ASKED_AGAIN_AFTER);
+                return Ok(kept.take(now));
+            }
         };
         let mut ring = self.ring();
         let Some(mut kept) = stored.and_then(|key| good(key, now)) else {

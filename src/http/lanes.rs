@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::http::Method;
 
+use super::gate;
+
 use super::error::{ErrorCode, Problem};
 
 /// A body up to this size is light: a record, a hold, a check with metadata, most of Stripe's events.
@@ -34,6 +36,8 @@ impl Lane {
             "/webhooks/stripe" if is_light => Self::Webhook,
             "/webhooks/stripe" => Self::LargeWebhook,
             "/healthz" | "/readyz" => Self::Health,
+            // It reads no body.
+            path if gate::is_at(path) => Self::Check,
             _ if !is_light => Self::Large,
             "/v1/enforcement" => Self::Check,
             _ if *method != Method::POST => Self::Other,

@@ -62,6 +62,8 @@ struct TierView<'c> {
     per_seat: bool,
     thresholds: ThresholdsView,
     degrade_to: DegradeView<'c>,
+    /// What its users are told while the store is away: `block` or `allow`.
+    on_store_down: &'static str,
     grace_days: u32,
     prices: &'c [String],
     lookup_keys: &'c [String],
@@ -79,6 +81,7 @@ impl<'c> From<&'c Tier> for TierView<'c> {
             per_seat: tier.budgets.per_seat,
             thresholds: ThresholdsView::from(&tier.budgets),
             degrade_to: DegradeView { models: &tier.fallbacks.by_model, default: tier.fallbacks.default.as_deref() },
+            on_store_down: tier.on_store_down.name(),
             grace_days: tier.grace_days,
             prices: &tier.sold_as.prices,
             lookup_keys: &tier.sold_as.lookup_keys,

@@ -10,8 +10,8 @@ use utoipa::ToSchema;
 
 use super::App;
 use crate::domain::catalogue::{Catalogue, Percent, Tier};
-use crate::domain::decide::{Action, Binding, Budget, Decision, Reason, Scope, Source, store_unavailable};
-use crate::domain::judge::{Ask, Caller, Judgement, judge};
+use crate::domain::decide::{Action, Binding, Budget, Decision, Reason, Scope, Source};
+use crate::domain::judge::{Ask, Caller, Judgement, judge, judge_without_store};
 use crate::domain::money::Money;
 use crate::domain::period::{Period, with_rfc3339};
 use crate::domain::subscription::Status;
@@ -65,7 +65,7 @@ pub struct BudgetView {
     granted: Option<Money>,
     spent: Money,
     held: Money,
-    remaining: Money,
+    pub remaining: Money,
     #[schema(value_type = Percent)]
     used_pct: Permille,
     resets_at: Option<Moment>,
@@ -123,9 +123,9 @@ pub struct DecisionView<'c> {
     #[schema(nullable = false)]
     rule: Option<String>,
     message: String,
-    budgets: Vec<BudgetView>,
+    pub budgets: Vec<BudgetView>,
     /// The model to use: on DEGRADE the cheaper one, else the one that was asked for.
-    model: Option<String>,
+    pub model: Option<String>,
     /// How many tokens that model may put out for what is left, where tokens were given and a budget bounds them.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
@@ -133,8 +133,8 @@ pub struct DecisionView<'c> {
     /// The model has no price: what it uses counts nothing until it has one.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     unpriced: bool,
-    retry_at: Option<Moment>,
-    upgrade_url: Option<String>,
+    pub retry_at: Option<Moment>,
+    pub upgrade_url: Option<String>,
     upgrade: Option<Upgrade<'c>>,
     contact_url: Option<&'c str>,
     subscription: SubscriptionView,
@@ -175,47 +175,21 @@ impl<'c> DecisionView<'c> {
         }
     }
 
-    /// Nothing can be read, the tier neither, so nothing may be spent.
-    pub fn unknown(catalogue: &'c Catalogue, user: &UserId, call: &Ask) -> Self {
-        let decision = store_unavailable();
-        Self {
-            user_id: user.clone(),
-            tier: &catalogue.default_tier().name,
-            action: decision.action,
-            reason: decision.reason,
-            binding: None,
-            rule: None,
-            message: decision.message,
-            budgets: Vec::new(),
-            model: call.model.clone(),
-            max_affordable_output_tokens: None,
-            unpriced: false,
-            retry_at: None,
-            upgrade_url: None,
-            upgrade: None,
-            contact_url: None,
-            subscription: SubscriptionView::default(),
-        }
+    /// His budgets cannot be read: the policy of the tier that he had when he was last seen here decides, else the default tier's.
+    pub fn unread(app: &App, catalogue: &'c Catalogue, user: &UserId, call: &Ask) -> Self {
+        let (profile, now) = (app.meter.last_known(user).unwrap_or_default(), app.now());
+        let standing = profile.standing(catalogue, now);
+        let caller = Caller { user, account: profile.account.as_ref(), tier: standing.tier };
+        Self::of(app, user, &standing, &[], judge_without_store(catalogue, caller, &[], call, now))
     }
 }
 
-/// What the budgets say; but while nothing can be written what is spent is not counted, so where one of them blocks, nothing may be
-/// spent.
+/// What the budgets say; but while nothing can be written what is spent is not counted, so where one of them blocks, the tier's policy for
+/// that decides.
 pub fn judged(app: &App, user: &UserId, view: &View<'_>, call: &Ask) -> Judgement {
     let hard = view.budgets.iter().any(|budget| budget.thresholds.block.is_some());
-    if hard && !app.meter.is_writable(app.now()) {
-        let (decision, model, estimate) = (store_unavailable(), call.model.clone(), call.cost.unwrap_or_default());
-        return Judgement {
-            decision,
-            estimate,
-            model,
-            provider: call.provider.clone(),
-            max_affordable_output_tokens: None,
-            is_unpriced: false,
-            rule: None,
-        };
-    }
     let caller = Caller { user, account: view.payer.profile.account.as_ref(), tier: view.standing.tier };
+    let judge = if hard && !app.meter.is_writable(app.now()) { judge_without_store } else { judge };
     judge(view.standing.catalogue, caller, &view.budgets, call, app.now())
 }
 

@@ -26,6 +26,8 @@ struct Shard<K, V> {
     /// What was read lately; when it is full it becomes `old`, and what was `old` and not read since is forgotten.
     young: HashMap<K, Arc<V>>,
     old: HashMap<K, Arc<V>>,
+    /// What is not believed any more, though nobody said that it changed: the last that is known while the store is away.
+    doubtful: HashMap<K, Arc<V>>,
     busy: HashMap<K, Busy>,
 }
 
@@ -47,7 +49,7 @@ impl<K, V> Default for Memory<K, V> {
 impl<K, V> Memory<K, V> {
     /// Each of the shards holds at most two generations of `generation_max` values.
     fn bounded(generation_max: usize) -> Self {
-        let shard = || Mutex::new(Shard { young: HashMap::new(), old: HashMap::new(), busy: HashMap::new() });
+        let shard = || Mutex::new(Shard { young: HashMap::new(), old: HashMap::new(), doubtful: HashMap::new(), busy: HashMap::new() });
         Self { shards: std::iter::repeat_with(shard).take(SHARDS).collect(), hasher: RandomState::new(), generation_max }
     }
 }
@@ -61,6 +63,11 @@ impl<K: Clone + Eq + Hash, V: Clone> Memory<K, V> {
         let value = shard.old.remove(key)?;
         shard.insert(key.clone(), value.clone(), self.generation_max);
         Some(value)
+    }
+
+    /// The last value that is known, which may be an old one. Not for amounts: for what is better than nothing while the store is away.
+    pub fn last(&self, key: &K) -> Option<Arc<V>> {
+        self.get(key).or_else(|| self.shard(key).doubtful.get(key).cloned())
     }
 
     /// Keeps a value that carries its own proof of being right.
@@ -79,8 +86,10 @@ impl<K: Clone + Eq + Hash, V: Clone> Memory<K, V> {
     pub fn forget_all(&self) {
         for shard in &self.shards {
             let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-            shard.young.clear();
-            shard.old.clear();
+            let (young, old) = (std::mem::take(&mut shard.young), std::mem::take(&mut shard.old));
+            for (key, value) in old.into_iter().chain(young) {
+                shard.doubt(key, value, self.generation_max);
+            }
             for busy in shard.busy.values_mut() {
                 busy.changes += 1;
             }
@@ -124,12 +133,22 @@ impl<K: Clone + Eq + Hash, V: Clone> Shard<K, V> {
         if generation_max <= self.young.len() {
             self.old = std::mem::take(&mut self.young);
         }
+        self.doubtful.remove(&key);
         self.young.insert(key, value);
+    }
+
+    /// As many as two generations; beyond, it is better to know nobody than to look for who is the oldest.
+    fn doubt(&mut self, key: K, value: Arc<V>, generation_max: usize) {
+        if 2 * generation_max <= self.doubtful.len() {
+            self.doubtful.clear();
+        }
+        self.doubtful.insert(key, value);
     }
 
     fn forget(&mut self, key: &K) {
         self.young.remove(key);
         self.old.remove(key);
+        self.doubtful.remove(key);
         if let Some(busy) = self.busy.get_mut(key) {
             busy.changes += 1;
         }
@@ -214,7 +233,11 @@ impl<K: Clone + Eq + Hash, V: Clone> Drop for Committing<'_, K, V> {
         for key in self.keys.keys() {
             let mut shard = self.memory.shard(key);
             if !self.settled {
+                let last = shard.young.get(key).or_else(|| shard.old.get(key)).or_else(|| shard.doubtful.get(key)).cloned();
                 shard.forget(key);
+                if let Some(last) = last {
+                    shard.doubt(key.clone(), last, self.memory.generation_max);
+                }
             }
             shard.end(key, |busy| busy.commits = busy.commits.saturating_sub(1));
         }
@@ -299,6 +322,24 @@ mod tests {
     }
 
     #[test]
+    fn what_is_doubtful_is_the_last_that_is_known_until_it_is_said_to_have_changed() {
+        let last = |memory: &Memory<&'static str, i64>| memory.last(&"u").map(|value| *value);
+        let memory = Memory::default();
+        memory.begin_load(vec!["u"]).keep(&"u", &Arc::new(1));
+        drop(memory.begin_commit(vec!["u"]));
+        assert_eq!((held(&memory), last(&memory)), (None, Some(1)));
+        drop(memory.begin_commit(vec!["u"]));
+        memory.forget_all();
+        assert_eq!((held(&memory), last(&memory)), (None, Some(1)));
+        memory.begin_load(vec!["u"]).keep(&"u", &Arc::new(2));
+        assert_eq!(last(&memory), Some(2));
+        memory.forget_all();
+        assert_eq!((held(&memory), last(&memory)), (None, Some(2)));
+        memory.forget(&"u");
+        assert_eq!(last(&memory), None);
+    }
+
+    #[test]
     fn memory_is_bounded_and_keeps_what_is_read() {
         let generation_max = 16;
         let memory: Memory<usize, usize> = Memory::bounded(generation_max);
@@ -307,6 +348,13 @@ mod tests {
             memory.begin_load(vec![key]).keep(&key, &Arc::new(key));
             assert!(memory.get(&0).is_some(), "key 0 is read all the time");
         }
+        let doubted: Memory<usize, usize> = Memory::bounded(generation_max);
+        for key in 0..keys {
+            doubted.begin_load(vec![key]).keep(&key, &Arc::new(key));
+            doubted.forget_all();
+        }
+        let count: usize = doubted.shards.iter().map(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner).doubtful.len()).sum();
+        assert!(count <= 2 * SHARDS * generation_max, "{count}");
         let count: usize = memory
             .shards
             .iter()

@@ -23,7 +23,7 @@ use crate::domain::catalogue::Catalogue;
 use crate::domain::ledger::Payer;
 use crate::domain::money::Money;
 use crate::domain::period::Period;
-use crate::domain::user::{AccountId, UserId};
+use crate::domain::user::{AccountId, Profile, UserId};
 use crate::store::batch::{self, RowVersion, UserVersion};
 use crate::store::postgres::Cluster;
 use crate::store::{Connection, Store, StoreError};
@@ -230,6 +230,11 @@ impl Shared {
         *self.all.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
+    /// What was known of a user when he was last seen here.
+    pub fn last_known(&self, user: &UserId) -> Option<Arc<Profile>> {
+        self.users.last(user).map(|known| known.value.profile.clone())
+    }
+
     fn is_recent(&self, as_of: DateTime<Utc>, now: DateTime<Utc>) -> bool {
         as_of <= now && now - as_of < self.max_staleness
     }
@@ -325,7 +330,7 @@ impl Shared {
         if catalogue.uses(Period::Billing) {
             book.count_billing(Period::Billing.window(now, None), Money::ZERO);
         }
-        Payer { profile: Arc::<crate::domain::user::Profile>::default(), exists: false, entries: 0, book, grants: None }
+        Payer { profile: Arc::<Profile>::default(), exists: false, entries: 0, book, grants: None }
     }
 }
 

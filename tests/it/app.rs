@@ -6,12 +6,13 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
 use spendgate::cli::Machine;
 use spendgate::cli::serve::Server;
-use spendgate::config::{AdminKey, Authentication, Config, StripeConfig};
+use spendgate::config::{AdminKey, Authentication, Config, GateConfig, StripeConfig};
 use spendgate::domain::pricing::PriceBook;
 use spendgate::domain::{prices_file, tiers_file};
 use spendgate::http::serve::Limits;
@@ -161,6 +162,9 @@ impl TestApp {
             stripe: StripeConfig { api_base: "https://stripe.invalid".to_owned(), reconcile_every: None, ..StripeConfig::default() },
             retention_days: None,
             max_staleness: TimeDelta::zero(),
+            // A machine that is busy with tests is not down.
+            store_timeout: Duration::from_secs(20),
+            gate: GateConfig::default(),
             admin_api_key: Some(AdminKey(ADMIN_KEY.to_owned())),
             public_url: Some("https://spend.example.com".to_owned()),
             return_url: None,
@@ -209,6 +213,10 @@ impl TestApp {
     async fn opened(mut self) -> Self {
         self.open().await;
         self
+    }
+
+    pub fn is_running(&self) -> bool {
+        self.server.is_some()
     }
 
     pub async fn stop(&mut self) {

@@ -50,7 +50,7 @@ async fn everything_acknowledged_is_there_after_a_stop_and_all_is_counted_once()
     .await;
 }
 
-async fn rename(app: &TestApp, tables: &[&str], away: bool) {
+pub async fn rename(app: &TestApp, tables: &[&str], away: bool) {
     for table in tables {
         let (from, to) = if away { ((*table).to_owned(), format!("{table}_away")) } else { (format!("{table}_away"), (*table).to_owned()) };
         app.execute(&format!("ALTER TABLE {from} RENAME TO {to}")).await;
@@ -58,7 +58,7 @@ async fn rename(app: &TestApp, tables: &[&str], away: bool) {
 }
 
 /// Lets every write fail while reads go on, as a full disk does.
-async fn refuse_writes(app: &TestApp, refuse: bool) {
+pub async fn refuse_writes(app: &TestApp, refuse: bool) {
     if app.is_postgres() {
         let refusal = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS \
             $$ BEGIN RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = '53100'; END $$";
@@ -82,7 +82,7 @@ async fn refuse_writes(app: &TestApp, refuse: bool) {
     pool.close().await;
 }
 
-const ALL_TABLES: [&str; 7] = ["users", "usage", "spend_by_day", "spend_by_day_of_all", "inbox", "api_keys", "probe"];
+pub const ALL_TABLES: [&str; 7] = ["users", "usage", "spend_by_day", "spend_by_day_of_all", "inbox", "api_keys", "probe"];
 
 #[tokio::test]
 async fn a_store_that_cannot_be_read_blocks_and_says_so() {

@@ -83,6 +83,7 @@ fn what_the_reader_takes_the_schema_takes() {
         .replace("    # models: {", "    models: {")
         .replace("    # unknown_model: refuse", "    unknown_model: { price_as: gpt-4o }")
         .replace("    # markup_pct: 20", "    markup_pct: 20.5")
+        .replace("    # on_store_down: block", "    on_store_down: allow")
         .replace("    # scope: user", "    scope: account")
         .replace("    # per_seat: false", "    per_seat: true");
     assert!(7 <= uncommented.lines().filter(|line| !TIERS.lines().any(|other| other == *line)).count());

@@ -15,7 +15,7 @@ use spendgate::domain::user::UserId;
 use crate::app::{TIERS, prices};
 
 /// File, where (line:column), what is said.
-const FAULTS: [(&str, &str, &str); 36] = [
+const FAULTS: [(&str, &str, &str); 37] = [
     ("anchor", "12:16", "write the value out"),
     ("default_missing", "1:1", "`default_tier` is missing; name the tier of users who pay for nothing"),
     ("default_unknown", "2:15", "`default_tier: fere` is not a tier; use one of free, pro"),
@@ -29,6 +29,7 @@ const FAULTS: [(&str, &str, &str); 36] = [
     ("not_a_list", "12:13", "must be a list"),
     ("not_a_mapping", "2:1", "must be a mapping"),
     ("not_yaml", "12:11", "this is not YAML"),
+    ("on_store_down_misspelt", "11:20", "`on_store_down: alow` must be block (nothing may be spent while the store is away) or allow"),
     ("per_seat_number", "11:15", "`per_seat: 5` must be `true` or `false`"),
     ("period_misspelt", "13:29", "`weakly` is not a period; did you mean `weekly`?"),
     ("policy_misspelt", "8:13", "`policy: strickt` is not a policy; did you mean `strict`?"),

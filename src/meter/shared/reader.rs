@@ -33,6 +33,8 @@ pub async fn run(shared: Arc<Shared>, waiting: Arc<Mutex<mpsc::Receiver<Ask>>>) 
             count += ask.users.len();
             asks.push(ask);
         }
+        // Whoever was told that it took too long has no use for an answer.
+        asks.retain(|ask| !ask.answer.is_closed());
         let mut turn = Some(turn);
         // All have one catalogue, unless another one began to hold between two of them.
         while let Some(catalogue) = asks.first().map(|ask| ask.catalogue.clone()) {
