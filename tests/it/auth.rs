@@ -46,7 +46,7 @@ async fn status(app: &TestApp, method: &str, path: &str, authorization: Option<&
     app.send(request).await.status
 }
 
-fn keys(app: &TestApp, args: &[&str]) -> String {
+pub fn keys(app: &TestApp, args: &[&str]) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_spendgate"))
         .arg("keys")
         .args(args)
