@@ -122,7 +122,7 @@ fn require_what_is_null(schema: &mut RefOr<Schema>) {
         Schema::AllOf(all) => all.items.iter_mut().for_each(require_what_is_null),
         Schema::OneOf(one) => one.items.iter_mut().for_each(require_what_is_null),
         Schema::AnyOf(any) => any.items.iter_mut().for_each(require_what_is_null),
-        _ => {}
+        Schema::Array(_) | _ => {}
     }
 }
 
@@ -145,6 +145,6 @@ fn is_nullable(schema: &RefOr<Schema>) -> bool {
         RefOr::T(Schema::Object(object)) => holds_null(&object.schema_type),
         RefOr::T(Schema::Array(array)) => holds_null(&array.schema_type),
         RefOr::T(Schema::OneOf(one)) => one.items.iter().any(is_nullable),
-        _ => false,
+        RefOr::Ref(_) | RefOr::T(_) => false,
     }
 }

@@ -10,6 +10,7 @@ use spendgate::fake_stripe::delivery::Weather;
 
 use crate::app::{ADMIN_KEY, TIERS, TestApp, on_each_database};
 use crate::asking::on_each_story;
+use crate::auth::keys;
 use crate::described::{Description, Door, SEEN};
 use crate::upgrade::{ask, blocked};
 
@@ -129,6 +130,27 @@ async fn every_code_of_an_error_is_described_and_told_of() {
         for code in codes.iter().map(|code| code.as_str().unwrap()) {
             assert!(told.contains(&format!("`{code}`")), "docs/API.md does not tell of {code}");
             assert!(used.contains(code), "no door lists {code}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn every_door_asks_for_the_scope_that_is_described_and_for_no_other() {
+    on_each_database(TIERS, async |app| {
+        let made = ["check", "write", "admin"].map(|scope| (scope, keys(app, &["create", "--name", scope, "--scopes", scope])));
+        for ((method, path), operation) in description(app).await.doors() {
+            let status = async |key: Option<&str>| {
+                let request = app.client.request(method.to_uppercase().parse().unwrap(), app.url(&filled(&path)));
+                app.send(key.into_iter().fold(request, |request, key| request.bearer_auth(key))).await.status
+            };
+            let needs = operation["security"][0]["bearer"][0].as_str();
+            assert_eq!(status(None).await == 401, needs.is_some(), "{method} {path} without a key");
+            for (scope, output) in &made {
+                let refused = status(output.lines().next()).await == 403;
+                let allowed = needs.is_none_or(|needs| needs == *scope || *scope == "admin");
+                assert_eq!(refused, !allowed, "{method} {path} with {scope}");
+            }
         }
     })
     .await;
