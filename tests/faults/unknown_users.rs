@@ -16,7 +16,7 @@ const CALLERS: u64 = 16;
 /// Users of one list.
 const LISTED: u64 = 99;
 /// What may be added by users nobody knows, in KiB: buffers and caches that fill up once, whatever the number of users.
-const GROWTH_KIB: u64 = 16 * 1024;
+const GROWTH_KIB: u64 = 8 * 1024;
 
 /// What the process holds in memory, in KiB.
 fn resident(service: &Service) -> u64 {
