@@ -7,6 +7,7 @@ mod demo;
 mod explain;
 mod fake_stripe;
 mod keys;
+pub mod logs;
 mod plan;
 mod prices;
 mod replay;

@@ -1,5 +1,7 @@
 //! The environment, read once, parsed at the door. `.env.example` says what each variable is for.
 
+pub mod watching;
+
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -34,6 +36,8 @@ const STRIPE_API_BASE: &str = "https://api.stripe.com";
 #[derive(Clone, Debug)]
 pub struct Config {
     pub listen_addr: SocketAddr,
+    /// Where metrics and health are read without a key; `None` is nowhere.
+    pub metrics_addr: Option<SocketAddr>,
     pub data_dir: PathBuf,
     pub database: Address,
     /// `None`: `./tiers.yaml` where it is there, else the built-in catalogue.
@@ -116,6 +120,7 @@ impl Config {
         let data_dir = PathBuf::from(get("DATA_DIR").unwrap_or_else(|| "data".to_owned()));
         Ok(Self {
             listen_addr: listen_addr(get("LISTEN_ADDR"))?,
+            metrics_addr: metrics_addr(get("METRICS_ADDR"))?,
             database: database(get("DATABASE_URL"), &data_dir)?,
             data_dir,
             tiers_file: get("TIERS_FILE").map(PathBuf::from),
@@ -140,6 +145,11 @@ impl Config {
 fn listen_addr(value: Option<String>) -> Result<SocketAddr, ConfigError> {
     let value = value.unwrap_or_else(|| "127.0.0.1:8080".to_owned());
     value.parse().map_err(|_| fault("LISTEN_ADDR", "must be an address and a port, as in 127.0.0.1:8080 or [::]:8080"))
+}
+
+fn metrics_addr(value: Option<String>) -> Result<Option<SocketAddr>, ConfigError> {
+    let why = "must be an address and a port, as in 127.0.0.1:9090; leave it out to serve metrics to those who have a key only";
+    value.map(|value| value.parse().map_err(|_| fault("METRICS_ADDR", why))).transpose()
 }
 
 fn database(value: Option<String>, data_dir: &std::path::Path) -> Result<Address, ConfigError> {
@@ -257,6 +267,7 @@ mod tests {
         };
         check("LISTEN_ADDR", "localhost");
         check("LISTEN_ADDR", "127.0.0.1:99999");
+        check("METRICS_ADDR", "9090");
         check("DATABASE_URL", "mysql://x");
         check("DATABASE_URL", "postgres://user:password@db");
         check("DATABASE_URL", "sqlite::memory:");

@@ -13,6 +13,7 @@ mod explain;
 mod grants;
 mod health;
 mod holds;
+pub mod metrics;
 pub mod notices;
 mod page;
 mod prices;
@@ -21,6 +22,7 @@ mod reload;
 pub mod serve;
 mod simulate;
 mod tiers;
+mod trace;
 mod upgrade;
 mod usage;
 mod users;
@@ -39,6 +41,7 @@ use chrono::{DateTime, Utc};
 use hyper::body::Incoming;
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
+use tracing::Instrument;
 
 use crate::current::{Current, Reload};
 use crate::meter::{Clock, Meter};
@@ -47,6 +50,7 @@ use crate::stripe::signature::Secret;
 use crate::sync::asking::Asker;
 use crate::sync::reconcile::Reconciler;
 use crate::sync::{Rules, Touched};
+use crate::telemetry::Telemetry;
 use crate::upgrade::Upgrades;
 use auth::KeyRing;
 use error::{ErrorCode, Problem};
@@ -75,6 +79,10 @@ pub struct App {
     /// Where people go who are back from Stripe; `None` is our own page.
     pub return_url: Option<String>,
     pub clock: Clock,
+    pub started_at: DateTime<Utc>,
+    pub telemetry: Telemetry,
+    /// What the database said of itself lately.
+    pub figures: metrics::Kept,
 }
 
 impl App {
@@ -130,6 +138,13 @@ impl Doors {
     }
 
     pub async fn answer(&self, request: Request<Incoming>) -> Result<Response, Infallible> {
+        let watched = trace::Watched::begin(&request);
+        let response = self.doors(request).instrument(watched.span.clone()).await?;
+        watched.end(&self.app.telemetry, &response);
+        Ok(response)
+    }
+
+    async fn doors(&self, request: Request<Incoming>) -> Result<Response, Infallible> {
         let is_check = request.method() == Method::GET && enforcement::user_in(request.uri().path()).is_some();
         if !is_check {
             return self.router.call(request).await;
@@ -137,6 +152,18 @@ impl Doors {
         let (head, _) = request.into_parts();
         let user = enforcement::user_in(head.uri.path()).unwrap_or_default();
         Ok(enforcement::at_once(self.app.clone(), &head, user).await)
+    }
+}
+
+/// Serves [`metrics::router`] until it is dropped.
+pub async fn serve_metrics(listener: tokio::net::TcpListener, app: Arc<App>) {
+    let router = TowerToHyperService::new(metrics::router(app));
+    let answer = move |request: Request<Incoming>| {
+        let router = router.clone();
+        async move { router.call(request).await }
+    };
+    if let Err(error) = serve::serve(listener, Arc::default(), answer, std::future::pending()).await {
+        tracing::error!(%error, "metrics are served no more: {error}");
     }
 }
 
@@ -174,6 +201,7 @@ fn router(app: Arc<App>) -> Router {
         .route("/billing/return/{token}", get(upgrade::returned))
         .route("/healthz", get(health::alive))
         .route("/readyz", get(health::ready))
+        .route("/metrics", get(metrics::show))
         .fallback(async || Problem::new(ErrorCode::NotFound, "there is nothing at this path; docs/API.md lists what there is"))
         .method_not_allowed_fallback(async || {
             Problem::new(ErrorCode::MethodNotAllowed, "this path takes another method; the Allow header says which")

@@ -21,6 +21,7 @@ use crate::current::{Current, Reload};
 use crate::domain::catalogue::Catalogue;
 use crate::domain::period::Period;
 use crate::http::auth::{ENVIRONMENT_KEY_ID, KeyRing, Scopes, digest, new_key};
+use crate::http::metrics::Kept;
 use crate::http::notices::Notices;
 use crate::http::{self, App};
 use crate::meter::{Clock, Meter, Settings};
@@ -30,12 +31,15 @@ use crate::stripe::client::Client;
 use crate::sync::Rules;
 use crate::sync::asking::{Asker, Tell};
 use crate::sync::reconcile::Reconciler;
+use crate::telemetry::Telemetry;
 use crate::upgrade::{Key, Upgrades};
 
 /// A server that runs.
 #[derive(Debug)]
 pub struct Server {
     pub address: SocketAddr,
+    /// Where metrics are read without a key, if anywhere.
+    pub metrics_address: Option<SocketAddr>,
     /// The first admin key, where this start made it: it is shown once.
     pub new_admin_key: Option<String>,
     /// `None` where Stripe is not asked.
@@ -59,7 +63,13 @@ impl Server {
             files.leave_the_logs().await?;
         }
         let new_admin_key = first_write(&store, config, machine).await?;
-        let listener = TcpListener::bind(config.listen_addr).await.map_err(|error| cannot_listen(config.listen_addr, error))?;
+        let listener =
+            TcpListener::bind(config.listen_addr).await.map_err(|error| cannot_listen("LISTEN_ADDR", config.listen_addr, error))?;
+        let metrics = match config.metrics_addr {
+            Some(address) => Some(TcpListener::bind(address).await.map_err(|error| cannot_listen("METRICS_ADDR", address, error))?),
+            None => None,
+        };
+        let metrics_address = metrics.as_ref().map(TcpListener::local_addr).transpose()?;
         let address = listener.local_addr()?;
         let reload = Reload::new(current.clone(), reader(config));
         let (meter, writer) = Meter::start(store.clone(), current.clone(), clock.clone(), settings).await?;
@@ -102,8 +112,16 @@ impl Server {
             upgrades,
             public_url,
             return_url: config.return_url.clone(),
+            started_at: clock(),
             clock,
+            telemetry: Telemetry::default(),
+            figures: Kept::default(),
         });
+        if let Some(listener) = metrics {
+            // It ends with everything else in the background: nobody's request is lost with it.
+            background.spawn(http::serve_metrics(listener, app.clone()));
+        }
+        let open = app.telemetry.connections.clone();
         let (stop, stopped) = oneshot::channel();
         let ended = tokio::spawn(async move {
             let doors = http::Doors::new(app);
@@ -112,7 +130,7 @@ impl Server {
                 let doors = doors.clone();
                 async move { doors.answer(request).await }
             };
-            http::serve::serve(listener, answer, async { drop(stopped.await) }).await?;
+            http::serve::serve(listener, open, answer, async { drop(stopped.await) }).await?;
             background.shutdown().await;
             // The last holder of the meter is gone with the router and the asker, so the writer ends once its queue is done.
             writer.await?;
@@ -120,7 +138,7 @@ impl Server {
             drop(lock);
             Ok(())
         });
-        Ok(Self { address, new_admin_key, asker, reconciler, reload, stop, ended })
+        Ok(Self { address, metrics_address, new_admin_key, asker, reconciler, reload, stop, ended })
     }
 
     /// Finishes what is in flight.
@@ -180,9 +198,9 @@ async fn reload_at_hangup(mut hangup: Signal, reload: Reload) {
     }
 }
 
-fn cannot_listen(address: SocketAddr, error: std::io::Error) -> anyhow::Error {
+fn cannot_listen(setting: &str, address: SocketAddr, error: std::io::Error) -> anyhow::Error {
     if error.kind() == ErrorKind::AddrInUse {
-        return Misconfigured(format!("LISTEN_ADDR: {address} is in use; choose another port")).into();
+        return Misconfigured(format!("{setting}: {address} is in use; choose another port")).into();
     }
     anyhow::Error::from(error).context(format!("cannot listen on {address}"))
 }
@@ -266,6 +284,9 @@ pub async fn run(machine: Machine) -> anyhow::Result<()> {
     let reloading = tokio::spawn(reload_at_hangup(hangup, server.reload.clone()));
     let url = format!("http://{}", server.address);
     info!(address = %server.address, "listening on {url}; tiers from {}; prices from {}; data in {}", sources.tiers, sources.prices, config.database);
+    if let Some(address) = server.metrics_address {
+        info!(%address, "metrics on http://{address}/metrics, without a key");
+    }
     match &server.asker {
         Some(asker) => info!("Stripe is asked: {}", if asker.client.livemode() { "live mode" } else { "test mode" }),
         None => info!("Stripe is not asked: events are applied as they show (payload mode)"),

@@ -159,13 +159,13 @@ async fn answers(app: &Arc<App>, asked: Vec<Asked>) -> Response {
     let catalogue = app.catalogue.load_full();
     let views = app.meter.views(&catalogue, &users, app.now()).await;
     let readable = views.is_ok();
-    let views = views.map_err(|error| unreadable(&error, ())).unwrap_or_default();
+    let views = views.map_err(|error| unreadable(app, &error, ())).unwrap_or_default();
     let mut views = views.iter();
     let results = asked.into_iter().map(|asked| {
         let checked = match asked {
             Asked::Check(user, ask) => Ok(json(&match views.next() {
-                Some(view) => DecisionView::of_view(app, &user, view, &ask),
-                None => DecisionView::unknown(&catalogue, &user, &ask),
+                Some(view) => DecisionView::of_view(app, &user, view, &ask).counted(app),
+                None => DecisionView::unknown(&catalogue, &user, &ask).counted(app),
             })),
             Asked::Reserve(ask) => Err(ask),
         };
@@ -197,12 +197,13 @@ fn json(answer: &impl Serialize) -> String {
 async fn answer(app: &App, user: UserId, ask: Ask) -> Response {
     let catalogue = app.catalogue.load();
     match app.meter.view(&catalogue, &user, app.now()).await {
-        Ok(view) => respond(DecisionView::of_view(app, &user, &view, &ask), app.meter.is_writable(app.now())),
-        Err(error) => respond(unreadable(&error, DecisionView::unknown(&catalogue, &user, &ask)), false),
+        Ok(view) => respond(DecisionView::of_view(app, &user, &view, &ask).counted(app), app.meter.is_writable(app.now())),
+        Err(error) => respond(unreadable(app, &error, DecisionView::unknown(&catalogue, &user, &ask).counted(app)), false),
     }
 }
 
-fn unreadable<T>(error: &StoreError, answer: T) -> T {
+fn unreadable<T>(app: &App, error: &StoreError, answer: T) -> T {
+    app.telemetry.unreadable_checks.add();
     tracing::error!(%error, "a check was answered BLOCK: {error}");
     answer
 }

@@ -132,7 +132,7 @@ pub struct Problem {
     kind: &'static str,
     pub title: &'static str,
     status: u16,
-    code: ErrorCode,
+    pub code: ErrorCode,
     /// What was wrong, and what would be right.
     pub detail: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -215,6 +215,8 @@ impl IntoResponse for Problem {
         let status = self.code.status();
         let body = serde_json::to_vec(&self).unwrap_or_default();
         let mut response = (status, body).into_response();
+        // For who counts answers.
+        response.extensions_mut().insert(self.code);
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if status == StatusCode::SERVICE_UNAVAILABLE {

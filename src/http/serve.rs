@@ -19,6 +19,8 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
+use crate::telemetry::Level;
+
 /// Connections at once; beyond, the next one waits in the listener's queue.
 const CONNECTIONS_MAX: usize = 10_000;
 /// How long the head of a request may take, the wait for the next one on an idle connection included.
@@ -28,8 +30,8 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(30);
 /// A pause after the listener failed (no file handles left), so that it does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Serves what `answer` answers until `stop` is ready, then finishes what is in flight.
-pub async fn serve<A, F>(listener: TcpListener, answer: A, stop: impl Future<Output = ()>) -> io::Result<()>
+/// Serves what `answer` answers until `stop` is ready, then finishes what is in flight. `open` says how many connections there are.
+pub async fn serve<A, F>(listener: TcpListener, open: Arc<Level>, answer: A, stop: impl Future<Output = ()>) -> io::Result<()>
 where
     A: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
     F: Future<Output = Result<Response, Infallible>> + Send + 'static,
@@ -60,11 +62,12 @@ where
             .serve_connection(TokioIo::new(stream), service);
         let connection = graceful.watch(connection);
         while connections.try_join_next().is_some() {}
+        let counted = open.enter();
         connections.spawn(async move {
             if let Err(error) = connection.await {
                 debug!(%error, "a connection ended: {error}");
             }
-            drop(place);
+            drop((place, counted));
         });
     }
     drop(listener);

@@ -170,6 +170,12 @@ impl<'c> DecisionView<'c> {
         }
     }
 
+    /// Counts that this is answered.
+    pub fn counted(self, app: &App) -> Self {
+        app.telemetry.decisions.saw(self.tier, self.action, self.reason);
+        self
+    }
+
     /// Nothing can be read, the tier neither, so nothing may be spent.
     pub fn unknown(catalogue: &'c Catalogue, user: &UserId, call: &Ask) -> Self {
         let decision = store_unavailable();

@@ -134,6 +134,7 @@ impl TestApp {
         };
         let config = change(Config {
             listen_addr: SocketAddr::from(([127, 0, 0, 1], 0)),
+            metrics_addr: None,
             data_dir: folder.path().to_owned(),
             database,
             tiers_file: None,
@@ -248,6 +249,11 @@ impl TestApp {
 
     pub fn address(&self) -> SocketAddr {
         self.server.as_ref().expect("it runs").address
+    }
+
+    /// Where metrics are read without a key; only where it is set.
+    pub fn metrics_address(&self) -> SocketAddr {
+        self.server.as_ref().and_then(|server| server.metrics_address).expect("it has such an address")
     }
 
     pub fn url(&self, path: &str) -> String {

@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::app::{ADMIN_KEY, TIERS, TestApp, on_each_database};
 
 /// Every door that needs a key: method, path, the scope that opens it.
-const DOORS: [(&str, &str, &str); 27] = [
+const DOORS: [(&str, &str, &str); 28] = [
     ("GET", "/v1/users/u/enforcement", "check"),
     ("POST", "/v1/enforcement", "check"),
     ("POST", "/v1/usage", "write"),
@@ -21,6 +21,7 @@ const DOORS: [(&str, &str, &str); 27] = [
     ("DELETE", "/v1/users/u/grants/g", "admin"),
     ("GET", "/v1/users/u/explain", "check"),
     ("GET", "/v1/tiers", "check"),
+    ("GET", "/metrics", "check"),
     ("GET", "/v1/prices", "check"),
     ("GET", "/v1/users", "admin"),
     ("PUT", "/v1/users/u", "admin"),
