@@ -101,12 +101,18 @@ async fn what_the_database_knows_is_asked_for_and_shown_for_three_seconds() {
         app.advance(TimeDelta::days(1));
         assert_eq!(holds(&scrape(app).await), 0.0, "it has expired");
 
-        app.execute(
-            "INSERT INTO inbox (event_id, kind, received_at, applied_at, state, effect, alerts, body, requested_seq) VALUES \
-             ('evt_q', 'x', 1768305600000000, 0, 'queued', '', '[]', '', 1), ('evt_d', 'x', 1, 0, 'dead', '', '[]', '', 2), \
-             ('evt_p', 'x', 1, 0, 'parked', '', '[]', '', NULL), ('evt_u', 'x', 1, 0, 'unreadable', '', '[]', '', NULL)",
-        )
-        .await;
+        let body = if app.is_postgres() { "''" } else { "x''" };
+        let event = |id: &str, received_at: i64, state: &str, requested: &str| {
+            format!("('{id}', 'x', {received_at}, 0, '{state}', '', '[]', {body}, {requested})")
+        };
+        let events = [
+            event("evt_q", 1_768_305_600_000_000, "queued", "1"),
+            event("evt_d", 1, "dead", "2"),
+            event("evt_p", 1, "parked", "NULL"),
+            event("evt_u", 1, "unreadable", "NULL"),
+        ];
+        let columns = "event_id, kind, received_at, applied_at, state, effect, alerts, body, requested_seq";
+        app.execute(&format!("INSERT INTO inbox ({columns}) VALUES {}", events.join(", "))).await;
         app.execute("INSERT INTO deliveries (alert_id, endpoint, due_at, parked_at) VALUES ('a', 'x', 1, NULL), ('b', 'x', NULL, 1)").await;
         app.set_clock("2026-01-14T12:00:00Z");
         let after = scrape(app).await;

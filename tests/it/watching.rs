@@ -88,7 +88,7 @@ async fn a_thousand_checks_add_no_line_to_the_log_and_a_webhook_adds_one() {
         messages.iter().filter(|message| !message.starts_with("Stripe is not asked") && !message.contains("stop")).collect();
     assert!(after.len() == 1 && after[0].starts_with("event evt_test_"), "{messages:#?}");
     let event = lines.iter().find(|line| line["message"].as_str() == Some(after[0])).unwrap();
-    assert_eq!((&event["level"], &event["target"], &event["state"]), (&json!("INFO"), &json!("spendgate::sync"), &json!("kept")));
+    assert_eq!((&event["level"], &event["target"], &event["state"]), (&json!("INFO"), &json!("spendgate::sync"), &json!("applied")));
     assert!(event["timestamp"].as_str().is_some_and(|time| time.ends_with('Z')), "{event}");
     assert!(event.get("span").is_none() && event.get("spans").is_none(), "{event}");
 }
