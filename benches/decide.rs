@@ -9,7 +9,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use spendgate::domain::book::{Book, SpentByDay};
 use spendgate::domain::catalogue::Policy;
 use spendgate::domain::changes::{sums, sums_of_all};
-use spendgate::domain::decide::{Budget, Scope, Source, decide};
+use spendgate::domain::decide::{Action, Budget, Reason, Scope, Source, decide};
 use spendgate::domain::ledger::{Ledger, Payer};
 use spendgate::domain::money::Money;
 use spendgate::domain::operation::{Operation, Usage, Used};
@@ -17,6 +17,7 @@ use spendgate::domain::period::Period;
 use spendgate::domain::user::{Profile, UserId};
 use spendgate::stripe::event::Event;
 use spendgate::stripe::signature::{Secret, verify};
+use spendgate::telemetry::{Class, Telemetry};
 
 fn benches(criterion: &mut Criterion) {
     let now: DateTime<Utc> = "2026-01-12T12:00:00Z".parse().unwrap();
@@ -42,6 +43,20 @@ fn benches(criterion: &mut Criterion) {
     criterion
         .bench_function("signature/verify", |bencher| bencher.iter(|| verify(black_box(&header), black_box(body), &secrets, now).is_ok()));
     criterion.bench_function("event/read", |bencher| bencher.iter(|| Event::from_json(black_box(body), now).is_ok()));
+
+    let telemetry = Telemetry::default();
+    for tier in ["free", "pro", "enterprise"] {
+        telemetry.decisions.saw(tier, Action::Allow, Reason::WithinBudget);
+    }
+    criterion.bench_function("telemetry/a decision counted", |bencher| {
+        bencher.iter(|| telemetry.decisions.saw(black_box("enterprise"), black_box(Action::Warn), black_box(Reason::WarnThreshold)));
+    });
+    criterion.bench_function("telemetry/a request timed", |bencher| {
+        bencher.iter(|| {
+            let begun = tokio::time::Instant::now();
+            telemetry.requests.saw(black_box(Class::Check), 200, begun.elapsed());
+        });
+    });
 
     let text = include_str!("../tiers.yaml");
     let prices = spendgate::domain::prices_file::read(include_str!("../prices.yaml")).unwrap();

@@ -9,6 +9,7 @@ mod fake_stripe;
 mod healthcheck;
 mod keys;
 mod listen;
+pub mod logs;
 mod plan;
 mod prices;
 mod replay;

@@ -2,7 +2,9 @@
 
 mod door;
 mod gate;
+pub mod watching;
 
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -47,6 +49,8 @@ pub struct Config {
     /// Where TLS is spoken.
     pub tls: Option<TlsFiles>,
     pub authentication: Authentication,
+    /// Where metrics and health are read without a key; `None` is nowhere.
+    pub metrics_addr: Option<SocketAddr>,
     pub data_dir: PathBuf,
     pub database: Address,
     /// `None`: `./tiers.yaml` where it is there, else the built-in catalogue.
@@ -136,6 +140,7 @@ impl Config {
             tls: tls(get("TLS_CERT_FILE"), get("TLS_KEY_FILE"), &listen_addr)?,
             authentication: authentication(get("AUTHENTICATION"), &listen_addr)?,
             listen_addr,
+            metrics_addr: metrics_addr(get("METRICS_ADDR"))?,
             database: database(get("DATABASE_URL"), &data_dir)?,
             data_dir,
             tiers_file: get("TIERS_FILE").map(PathBuf::from),
@@ -157,6 +162,11 @@ impl Config {
             return_url: url("RETURN_URL", get("RETURN_URL"))?,
         })
     }
+}
+
+fn metrics_addr(value: Option<String>) -> Result<Option<SocketAddr>, ConfigError> {
+    let why = "must be an address and a port, as in 127.0.0.1:9090; leave it out to serve metrics to those who have a key only";
+    value.map(|value| value.parse().map_err(|_| fault("METRICS_ADDR", why))).transpose()
 }
 
 fn database(value: Option<String>, data_dir: &std::path::Path) -> Result<Address, ConfigError> {
@@ -283,6 +293,7 @@ mod tests {
         check("LISTEN_ADDR", "127.0.0.1:99999");
         check("LISTEN_ADDR", &format!("unix:/{}", "s".repeat(90)));
         check("AUTHENTICATION", "none");
+        check("METRICS_ADDR", "9090");
         check("DATABASE_URL", "mysql://x");
         check("DATABASE_URL", "postgres://user:password@db");
         check("DATABASE_URL", "sqlite::memory:");

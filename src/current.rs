@@ -8,6 +8,7 @@ use tracing::{error, info};
 
 use crate::domain::catalogue::Catalogue;
 use crate::domain::difference::{Difference, differences};
+use crate::telemetry::Counter;
 
 /// Every request, batch and step loads once, and is judged by that one catalogue to its end: one that is swapped meanwhile holds from
 /// the next one on, and nobody is judged by half of each.
@@ -49,6 +50,14 @@ pub struct Reload {
     current: Current,
     read: Arc<dyn Fn() -> Result<Catalogue, String> + Send + Sync>,
     turn: Arc<Mutex<()>>,
+    counts: Arc<Counts>,
+}
+
+/// How often the files were read again.
+#[derive(Debug, Default)]
+pub struct Counts {
+    pub done: Counter,
+    pub refused: Counter,
 }
 
 /// What has come of it.
@@ -62,17 +71,25 @@ pub struct Reloaded {
 impl Reload {
     /// `read` checks what the start checks; its error names the file, the line and what is wrong.
     pub fn new(current: Current, read: impl Fn() -> Result<Catalogue, String> + Send + Sync + 'static) -> Self {
-        Self { current, read: Arc::new(read), turn: Arc::default() }
+        Self { current, read: Arc::new(read), turn: Arc::default(), counts: Arc::default() }
+    }
+
+    pub fn counts(&self) -> &Counts {
+        &self.counts
     }
 
     /// Waits for the files, and for who reads them already: the last one to read has the last word.
     pub fn run(&self) -> Result<Reloaded, String> {
         // Nothing is left half done by one that panics.
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        let next = (self.read)().inspect_err(|why| error!("the files were read again and are refused; what held goes on: {why}"))?;
+        let next = (self.read)().inspect_err(|why| {
+            self.counts.refused.add();
+            error!("the files were read again and are refused; what held goes on: {why}");
+        })?;
         let changed = differences(&self.current.load(), &next);
         let (tiers, models) = (next.tiers().len(), next.prices.models().len());
         self.current.swap(next);
+        self.counts.done.add();
         info!(
             changed = changed.len(),
             tiers,

@@ -20,6 +20,7 @@ pub mod key_book;
 pub mod key_ring;
 mod keys;
 mod lanes;
+pub mod metrics;
 pub mod notices;
 mod openapi;
 mod page;
@@ -30,6 +31,7 @@ mod request_id;
 pub mod serve;
 mod simulate;
 mod tiers;
+mod trace;
 mod upgrade;
 mod usage;
 mod users;
@@ -61,6 +63,7 @@ use crate::stripe::signature::Secret;
 use crate::sync::asking::Asker;
 use crate::sync::reconcile::Reconciler;
 use crate::sync::{Rules, Touched};
+use crate::telemetry::Telemetry;
 use crate::upgrade::Upgrades;
 use arriving::Arriving;
 use error::{ErrorCode, Problem};
@@ -69,7 +72,7 @@ use key_ring::KeyRing;
 use lanes::{Lane, Lanes};
 use notices::Notices;
 use request_id::RequestId;
-use serve::Limits;
+use serve::{Limits, Listener};
 
 /// What every door needs.
 pub struct App {
@@ -99,6 +102,10 @@ pub struct App {
     pub store_timeout: Duration,
     pub gate: Gate,
     pub clock: Clock,
+    pub started_at: DateTime<Utc>,
+    pub telemetry: Telemetry,
+    /// What the database said of itself lately.
+    pub figures: metrics::Kept,
 }
 
 impl App {
@@ -156,6 +163,13 @@ impl Doors {
     }
 
     pub async fn answer(&self, request: Request<Incoming>) -> Result<Response, Infallible> {
+        let watched = trace::Watched::begin(&request);
+        let response = self.admit(request).instrument(watched.span.clone()).await?;
+        watched.end(&self.app.telemetry, &response);
+        Ok(response)
+    }
+
+    async fn admit(&self, request: Request<Incoming>) -> Result<Response, Infallible> {
         let (head, body) = request.into_parts();
         let id = RequestId::sent(&head.headers);
         let path = head.uri.path();
@@ -180,6 +194,18 @@ impl Doors {
         let span = error_span!("request", request_id = %id.shown());
         let response = self.router.call(Request::from_parts(head, body)).instrument(span).await?;
         Ok(request_id::mark(response, Some(id)))
+    }
+}
+
+/// Serves [`metrics::router`] until it is dropped.
+pub async fn serve_metrics(listener: Listener, limits: Limits, app: Arc<App>) {
+    let router = TowerToHyperService::new(metrics::router(app));
+    let answer = move |request: Request<Incoming>| {
+        let router = router.clone();
+        async move { router.call(request).await }
+    };
+    if let Err(error) = serve::serve(listener, None, limits, Arc::default(), answer, std::future::pending()).await {
+        tracing::error!(%error, "metrics are served no more: {error}");
     }
 }
 
@@ -222,6 +248,7 @@ fn doors() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(upgrade::returned))
         .routes(routes!(health::alive))
         .routes(routes!(health::ready))
+        .routes(routes!(metrics::show))
         .routes(routes!(openapi::pages::document))
         .routes(routes!(openapi::pages::page))
         .routes(routes!(openapi::pages::part))

@@ -12,4 +12,5 @@ pub mod simulate;
 pub mod store;
 pub mod stripe;
 pub mod sync;
+pub mod telemetry;
 pub mod upgrade;

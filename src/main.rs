@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
-use spendgate::cli::{Cli, Machine};
+use spendgate::cli::{Cli, Machine, logs};
+use spendgate::config::watching::Watching;
 use tracing_subscriber::EnvFilter;
 
 /// A check makes some forty small values; the system's own allocator takes a tenth of its time for them.
@@ -37,8 +38,19 @@ fn main() -> ExitCode {
         },
     };
     let filter = TELLS_SECRETS.iter().filter_map(|directive| directive.parse().ok()).fold(filter, EnvFilter::add_directive);
-    let ansi = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
+    let watching = match Watching::read(|name| std::env::var(name).ok()) {
+        Ok(watching) => watching,
+        Err(error) => return fail(&error.to_string()),
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&format!("the runtime cannot start: {error}")),
+    };
+    let is_terminal = std::io::stderr().is_terminal();
+    let traces = match logs::start(&watching, filter, cli.is_service(), is_terminal, runtime.handle().clone()) {
+        Ok(traces) => traces,
+        Err(why) => return fail(&why),
+    };
     let machine = Machine {
         clock: Arc::new(chrono::Utc::now),
         random: || {
@@ -48,10 +60,11 @@ fn main() -> ExitCode {
         },
         environment: |name| std::env::var(name).ok(),
     };
-    match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime.block_on(cli.run(machine)),
-        Err(error) => fail(&format!("the runtime cannot start: {error}")),
+    let code = runtime.block_on(cli.run(machine));
+    if let Some(traces) = traces {
+        traces.stop();
     }
+    code
 }
 
 /// A wrong setting ends with 2, as it does in every command.

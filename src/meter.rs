@@ -28,6 +28,7 @@ use crate::domain::ledger::Payer;
 use crate::domain::operation::{Hold, Judged, Operation, Outcome, Receipt, Refusal, Usage};
 use crate::domain::user::{AccountId, Standing, UserId};
 use crate::store::{Backend, Connection, Store, StoreError, holds, ledger};
+use crate::telemetry::Writes;
 use health::Health;
 use pending::Pending;
 use seen::Seen;
@@ -116,6 +117,7 @@ impl Meter {
             all: Arc::default(),
             health: Arc::default(),
             pending: Arc::new(Pending::new(last)),
+            writes: Arc::default(),
         };
         let seen = Arc::new(Seen::new(ledger::rows_at_most(&mut store.reader().await?).await?));
         let (shown_, keep) = (shown.clone(), settings.keep);
@@ -173,7 +175,10 @@ impl Meter {
     pub async fn submit(&self, operation: Operation, present: Option<Present>) -> Result<Reply, WriteError> {
         let (answer, answered) = oneshot::channel();
         self.queue.try_send(Request { operation, present, answer }).map_err(|error| match error {
-            TrySendError::Full(_) => WriteError::Busy,
+            TrySendError::Full(_) => {
+                self.writes().busy.add();
+                WriteError::Busy
+            }
             TrySendError::Closed(_) => self.unconfirmed(),
         })?;
         match tokio::time::timeout(DEADLINE, answered).await {
@@ -208,6 +213,28 @@ impl Meter {
         match &self.kept {
             Backend::Sqlite(shown) => shown.users.forget_all(),
             Backend::Postgres(reading) => reading.shared.forget_all(),
+        }
+    }
+
+    /// What the writer counts.
+    pub fn writes(&self) -> &Writes {
+        match &self.kept {
+            Backend::Sqlite(shown) => &shown.writes,
+            Backend::Postgres(reading) => &reading.shared.writes,
+        }
+    }
+
+    /// How many writes wait for the writer, and how many may.
+    pub fn queue(&self) -> (usize, usize) {
+        let bound = self.queue.max_capacity();
+        (bound - self.queue.capacity(), bound)
+    }
+
+    /// How often what is durable could not be brought into the tables.
+    pub fn settle_failures(&self) -> u64 {
+        match &self.kept {
+            Backend::Sqlite(shown) => shown.pending.failures(),
+            Backend::Postgres(_) => 0,
         }
     }
 

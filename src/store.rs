@@ -5,6 +5,7 @@ mod address;
 mod backend;
 pub mod batch;
 pub mod copy;
+pub mod figures;
 pub mod grants;
 pub mod holds;
 pub mod inbox;
@@ -136,6 +137,15 @@ impl Store {
             Backend::Sqlite(files) => files.journal().probe(now).await,
             Backend::Postgres(_) => Ok(()),
         }
+    }
+
+    /// The number of the last migration that this program knows.
+    pub fn known_schema(&self) -> i64 {
+        let migrations = match &self.0 {
+            Backend::Sqlite(_) => &sqlite::MIGRATIONS,
+            Backend::Postgres(_) => &postgres::MIGRATIONS,
+        };
+        migrations.iter().map(|migration| migration.version).max().unwrap_or_default()
     }
 
     /// Reads of one moment, however many statements they take.

@@ -5,6 +5,7 @@ use hyper_util::service::TowerToHyperService;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::ValueEnum;
 
@@ -90,7 +91,7 @@ pub async fn run(args: Args, machine: Machine) -> anyhow::Result<()> {
     say(format_args!("Make the next three calls fail: curl {url}/_fake/knobs -d next=429 -d times=3"));
     let router = TowerToHyperService::new(fake.router());
     let answer = move |request| router.call(request);
-    let served = serve(listener, None, limits, answer, signals.told()).await;
+    let served = serve(listener, None, limits, Arc::default(), answer, signals.told()).await;
     deliverer.abort();
     Ok(served?)
 }

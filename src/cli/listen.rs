@@ -33,10 +33,10 @@ impl Drop for SocketFile {
 }
 
 /// Who comes is accepted from now on; where it is a file, what removes it in the end. The second one is where it turned out to be.
-pub fn listen(wanted: &Listen, limits: &Limits) -> anyhow::Result<(Listener, Listen, Option<SocketFile>)> {
+pub fn listen(setting: &str, wanted: &Listen, limits: &Limits) -> anyhow::Result<(Listener, Listen, Option<SocketFile>)> {
     match wanted {
         Listen::Tcp(address) => {
-            let (listener, address) = Listener::tcp(*address, limits.send_buffer).map_err(|error| cannot_listen(wanted, error))?;
+            let (listener, address) = Listener::tcp(*address, limits.send_buffer).map_err(|error| cannot_listen(setting, wanted, error))?;
             Ok((listener, Listen::Tcp(address), None))
         }
         Listen::Unix(path) => {
@@ -47,9 +47,9 @@ pub fn listen(wanted: &Listen, limits: &Limits) -> anyhow::Result<(Listener, Lis
     }
 }
 
-fn cannot_listen(wanted: &Listen, error: std::io::Error) -> anyhow::Error {
+fn cannot_listen(setting: &str, wanted: &Listen, error: std::io::Error) -> anyhow::Error {
     if error.kind() == ErrorKind::AddrInUse {
-        return Misconfigured(format!("LISTEN_ADDR: {wanted} is in use; choose another port")).into();
+        return Misconfigured(format!("{setting}: {wanted} is in use; choose another port")).into();
     }
     anyhow::Error::from(error).context(format!("cannot listen on {wanted}"))
 }

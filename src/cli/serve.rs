@@ -1,6 +1,7 @@
 //! `spendgate serve`, and the server that `demo` and tests start too.
 
 use std::fs::{self, File, TryLockError};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -21,6 +22,7 @@ use crate::domain::period::Period;
 use crate::http::auth::{ENVIRONMENT_KEY_ID, Scopes, digest, new_key};
 use crate::http::gate::Gate;
 use crate::http::key_ring::KeyRing;
+use crate::http::metrics::Kept;
 use crate::http::notices::Notices;
 use crate::http::serve::Limits;
 use crate::http::serve::tls::Tls;
@@ -32,6 +34,7 @@ use crate::stripe::client::Client;
 use crate::sync::Rules;
 use crate::sync::asking::{Asker, Tell};
 use crate::sync::reconcile::Reconciler;
+use crate::telemetry::Telemetry;
 use crate::upgrade::{Key, Upgrades};
 
 /// A server that runs.
@@ -39,6 +42,8 @@ use crate::upgrade::{Key, Upgrades};
 pub struct Server {
     /// Where it turned out to listen.
     pub address: Listen,
+    /// Where metrics are read without a key, if anywhere.
+    pub metrics_address: Option<SocketAddr>,
     /// The first admin key, where this start made it: it is shown once.
     pub new_admin_key: Option<String>,
     /// `None` where Stripe is not asked.
@@ -69,7 +74,9 @@ impl Server {
             files.leave_the_logs().await?;
         }
         let new_admin_key = first_write(&store, config, machine).await?;
-        let (listener, address, socket) = listen(&config.listen_addr, &limits)?;
+        let (listener, address, socket) = listen("LISTEN_ADDR", &config.listen_addr, &limits)?;
+        let metrics = config.metrics_addr.map(|address| listen("METRICS_ADDR", &Listen::Tcp(address), &limits)).transpose()?;
+        let metrics_address = metrics.as_ref().and_then(|(_, address, _)| address.tcp());
         let reload = Reload::new(current.clone(), reader(config, tls.clone()));
         let (meter, writer) = Meter::start(store.clone(), current.clone(), clock.clone(), settings).await?;
         let meter = Arc::new(meter);
@@ -119,8 +126,16 @@ impl Server {
             return_url: config.return_url.clone(),
             store_timeout: config.store_timeout,
             gate: gate(&config.gate)?,
+            started_at: clock(),
             clock,
+            telemetry: Telemetry::default(),
+            figures: Kept::default(),
         });
+        if let Some((listener, ..)) = metrics {
+            // It ends with everything else in the background: nobody's request is lost with it.
+            background.spawn(http::serve_metrics(listener, limits, app.clone()));
+        }
+        let open = app.telemetry.connections.clone();
         let (stop, stopped) = oneshot::channel();
         let used = keys.clone();
         let ended = tokio::spawn(async move {
@@ -130,7 +145,7 @@ impl Server {
                 let doors = doors.clone();
                 async move { doors.answer(request).await }
             };
-            http::serve::serve(listener, tls, limits, answer, async { drop(stopped.await) }).await?;
+            http::serve::serve(listener, tls, limits, open, answer, async { drop(stopped.await) }).await?;
             drop(socket);
             background.shutdown().await;
             // The last holder of the meter is gone with the router and the asker, so the writer ends once its queue is done.
@@ -145,7 +160,7 @@ impl Server {
             }
             Ok(())
         });
-        Ok(Self { address, new_admin_key, asker, reconciler, keys, reload, stop, ended })
+        Ok(Self { address, metrics_address, new_admin_key, asker, reconciler, keys, reload, stop, ended })
     }
 
     /// Finishes what is in flight.
@@ -315,6 +330,9 @@ pub async fn run(machine: Machine) -> anyhow::Result<()> {
         socket @ Listen::Unix(_) => socket.to_string(),
     };
     info!(address = %server.address, "listening on {place}; tiers from {}; prices from {}; data in {}", sources.tiers, sources.prices, config.database);
+    if let Some(address) = server.metrics_address {
+        info!(%address, "metrics on http://{address}/metrics, without a key");
+    }
     match &server.asker {
         Some(asker) => info!("Stripe is asked: {}", if asker.client.livemode() { "live mode" } else { "test mode" }),
         None => info!("Stripe is not asked: events are applied as they show (payload mode)"),

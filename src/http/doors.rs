@@ -77,6 +77,7 @@ pub const DOORS: &[Door] = &[
     (Method::GET, "/billing/return/{token}", Need::Link),
     (Method::GET, "/healthz", Need::Nothing),
     (Method::GET, "/readyz", Need::Nothing),
+    (Method::GET, "/metrics", CHECK),
     (Method::GET, "/openapi.json", Need::Nothing),
     (Method::GET, "/docs", Need::Nothing),
     (Method::GET, "/docs/{part}", Need::Nothing),

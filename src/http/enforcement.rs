@@ -181,14 +181,14 @@ async fn answers(app: &Arc<App>, asked: Vec<Asked>) -> Response {
     let views = match views {
         Ok(views) => views.into_iter().map(Some).collect(),
         // One whom memory knows is judged by that, whoever else is in the list.
-        Err(error) => unread(&error, users.iter().map(|user| app.meter.remembered(&catalogue, user, app.now())).collect::<Vec<_>>()),
+        Err(error) => unread(app, &error, users.iter().map(|user| app.meter.remembered(&catalogue, user, app.now())).collect::<Vec<_>>()),
     };
     let mut views = views.iter();
     let results = asked.into_iter().map(|asked| {
         let checked = match asked {
             Asked::Check(user, ask) => Ok(json(&match views.next() {
-                Some(Some(view)) => DecisionView::of_view(app, &user, view, &ask),
-                Some(None) | None => DecisionView::unread(app, &catalogue, &user, &ask),
+                Some(Some(view)) => DecisionView::of_view(app, &user, view, &ask).counted(app),
+                Some(None) | None => DecisionView::unread(app, &catalogue, &user, &ask).counted(app),
             })),
             Asked::Reserve(ask) => Err(ask),
         };
@@ -225,12 +225,13 @@ async fn answer(app: &App, user: UserId, ask: Ask) -> Response {
 pub async fn decide<R>(app: &App, user: &UserId, ask: &Ask, show: impl FnOnce(&DecisionView<'_>, bool) -> R) -> R {
     let catalogue = app.catalogue.load();
     match app.meter.view_in_time(&catalogue, user, app.now(), app.store_timeout).await {
-        Ok(view) => show(&DecisionView::of_view(app, user, &view, ask), app.meter.is_writable(app.now())),
-        Err(error) => show(&unread(&error, DecisionView::unread(app, &catalogue, user, ask)), false),
+        Ok(view) => show(&DecisionView::of_view(app, user, &view, ask).counted(app), app.meter.is_writable(app.now())),
+        Err(error) => show(&unread(app, &error, DecisionView::unread(app, &catalogue, user, ask).counted(app)), false),
     }
 }
 
-fn unread<T>(error: &StoreError, answer: T) -> T {
+fn unread<T>(app: &App, error: &StoreError, answer: T) -> T {
+    app.telemetry.unreadable_checks.add();
     tracing::error!(%error, "a check was answered without the store: {error}");
     answer
 }

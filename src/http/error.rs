@@ -151,7 +151,7 @@ pub struct Problem {
     kind: &'static str,
     pub title: &'static str,
     status: u16,
-    code: ErrorCode,
+    pub code: ErrorCode,
     /// What was wrong, and what would be right.
     pub detail: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -249,11 +249,13 @@ fn ended(hold: &Hold) -> String {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = self.code.status();
-        let mut response = (status, self.text()).into_response();
+        let (code, mut response) = (self.code, (status, self.text()).into_response());
         if status.is_server_error() {
             // Whoever names the request writes the body again.
             response.extensions_mut().insert(self);
         }
+        // For who counts answers.
+        response.extensions_mut().insert(code);
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, Self::MEDIA_TYPE);
         if status == StatusCode::SERVICE_UNAVAILABLE {

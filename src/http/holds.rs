@@ -142,7 +142,7 @@ pub async fn reserve(app: &Arc<App>, ask: HoldAsk) -> Result<String, Problem> {
     let (shown, user) = (app.clone(), ask.user_id.clone());
     let present: Present = Box::new(move |hold, standing, judged| {
         // If what is judged here cannot be written, this answer is never sent.
-        let decision = DecisionView::of(&shown, &user, standing, &judged.budgets, judged.judgement.clone());
+        let decision = DecisionView::of(&shown, &user, standing, &judged.budgets, judged.judgement.clone()).counted(&shown);
         let hold = hold.map(|hold| HoldView::of(hold, hold.created_at));
         serde_json::to_string(&Reserved { hold, decision }).unwrap_or_default()
     });

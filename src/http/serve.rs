@@ -23,6 +23,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
+use crate::telemetry::Level;
 pub(super) use alarm::Alarm;
 pub use stream::{Listener, Stream};
 use tls::Tls;
@@ -80,8 +81,15 @@ impl Default for Limits {
     }
 }
 
-/// Serves what `answer` answers until `stop` is ready, then finishes what is in flight.
-pub async fn serve<A, F>(listener: Listener, tls: Option<Tls>, limits: Limits, answer: A, stop: impl Future<Output = ()>) -> io::Result<()>
+/// Serves what `answer` answers until `stop` is ready, then finishes what is in flight. `open` says how many connections there are.
+pub async fn serve<A, F>(
+    listener: Listener,
+    tls: Option<Tls>,
+    limits: Limits,
+    open: Arc<Level>,
+    answer: A,
+    stop: impl Future<Output = ()>,
+) -> io::Result<()>
 where
     A: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
     F: Future<Output = Result<Response, Infallible>> + Send + 'static,
@@ -108,6 +116,7 @@ where
         };
         while connections.try_join_next().is_some() {}
         let (builder, places, answer, tls, watcher) = (builder.clone(), places.clone(), answer.clone(), tls.clone(), graceful.watcher());
+        let counted = open.enter();
         connections.spawn(async move {
             let stream = match tls {
                 None => stream,
@@ -130,7 +139,7 @@ where
             if let Err(error) = watcher.watch(connection).await {
                 debug!(%error, "a connection ended: {error}");
             }
-            drop(place);
+            drop((place, counted));
         });
     }
     drop(listener);

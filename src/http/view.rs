@@ -182,6 +182,12 @@ impl<'c> DecisionView<'c> {
         let caller = Caller { user, account: profile.account.as_ref(), tier: standing.tier };
         Self::of(app, user, &standing, &[], judge_without_store(catalogue, caller, &[], call, now))
     }
+
+    /// Counts that this is answered.
+    pub fn counted(self, app: &App) -> Self {
+        app.telemetry.decisions.saw(self.tier, self.action, self.reason);
+        self
+    }
 }
 
 /// What the budgets say; but while nothing can be written what is spent is not counted, so where one of them blocks, the tier's policy for

@@ -37,6 +37,21 @@ pub struct Received {
     extensions(("x-problem-codes" = json!([ErrorCode::SignatureMissing, ErrorCode::SignatureInvalid, ErrorCode::SignatureStale, ErrorCode::NotAnEvent, ErrorCode::MalformedJson, ErrorCode::BodyTimeout, ErrorCode::BodyTooLarge, ErrorCode::UnsupportedEncoding, ErrorCode::WebhookNotConfigured, ErrorCode::StoreUnavailable]))),
 )]
 pub async fn receive(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Json<Received>, Problem> {
+    let received = take(&app, &headers, body).await;
+    let counts = &app.telemetry.deliveries;
+    let outcome = match received.as_ref().map_err(|problem| problem.code) {
+        Ok(Json(Received { duplicate: false, .. })) => &counts.accepted,
+        Ok(Json(Received { duplicate: true, .. })) => &counts.duplicate,
+        Err(ErrorCode::SignatureMissing | ErrorCode::SignatureInvalid) => &counts.bad_signature,
+        Err(ErrorCode::SignatureStale) => &counts.stale,
+        Err(ErrorCode::NotAnEvent) => &counts.not_an_event,
+        Err(_) => &counts.failed,
+    };
+    outcome.add();
+    received
+}
+
+async fn take(app: &Arc<App>, headers: &HeaderMap, body: Body) -> Result<Json<Received>, Problem> {
     if app.webhook_secrets.is_empty() {
         return Err(Problem::new(
             ErrorCode::WebhookNotConfigured,
@@ -45,7 +60,8 @@ pub async fn receive(State(app): State<Arc<App>>, headers: HeaderMap, body: Body
     }
     let now = app.now();
     let body = body::read(body, BODY_BYTES_MAX).await?;
-    signature::verify(signature_header(&headers)?, &body, &app.webhook_secrets, now)?;
+    signature::verify(signature_header(headers)?, &body, &app.webhook_secrets, now)?;
+    app.telemetry.deliveries.verified(now.timestamp_micros());
     let event = Event::from_json(&body, now)?;
     let done = app.clone();
     let duplicate = app.change(async move {

@@ -139,6 +139,11 @@ impl Pending {
         self.settled.send_modify(|settled| settled.failures += 1);
     }
 
+    /// How often the tables could not be written.
+    pub fn failures(&self) -> u64 {
+        self.settled.borrow().failures
+    }
+
     pub fn booked<'i>(&self, ids: impl Iterator<Item = (EntryKind, &'i str)>) -> HashMap<(EntryKind, String), Booked> {
         let state = self.state();
         let ids = ids.map(|(kind, id)| (kind, id.to_owned()));

@@ -27,6 +27,7 @@ use crate::domain::user::{AccountId, Profile, UserId};
 use crate::store::batch::{self, RowVersion, UserVersion};
 use crate::store::postgres::Cluster;
 use crate::store::{Connection, Store, StoreError};
+use crate::telemetry::Writes;
 use news::News;
 
 /// While one batch waits for its commit the next one is gathered and judged; more make the batches smaller.
@@ -82,6 +83,7 @@ pub struct Shared {
     accounts: KnownAccounts,
     all: Mutex<Option<KnownOfAll>>,
     pub health: Health,
+    pub writes: Writes,
     max_staleness: TimeDelta,
     /// Batches that were done again, since another node was in the way.
     retries: AtomicU64,
@@ -156,6 +158,7 @@ pub async fn start(
         accounts: Memory::default(),
         all: Mutex::default(),
         health: Health::default(),
+        writes: Writes::default(),
         max_staleness: settings.max_staleness,
         retries: AtomicU64::new(0),
         repeats: AtomicU32::new(0),

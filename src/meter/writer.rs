@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::sync::{mpsc, oneshot};
-use tracing::error;
+use tokio::time::Instant;
+use tracing::{Instrument, error, info_span};
 
 use super::batch::{self, BATCH_MAX, accounts, changed_users, entry_ids, hold_id, size, users};
 use super::health::Health;
@@ -24,6 +25,7 @@ use crate::domain::user::{AccountId, UserId};
 use crate::meter::memory::Memory;
 use crate::store::sqlite::Files;
 use crate::store::{Store, StoreError, holds, ledger};
+use crate::telemetry::Writes;
 
 /// How often a store that did not confirm is tried again while nobody writes.
 const PROBE_EVERY: Duration = Duration::from_millis(500);
@@ -36,6 +38,7 @@ pub struct Shown {
     pub all: Arc<Memory<(), Book>>,
     pub health: Arc<Health>,
     pub pending: Arc<Pending>,
+    pub writes: Arc<Writes>,
 }
 
 /// What the writer works with.
@@ -110,7 +113,10 @@ impl Writer {
     async fn answer(&mut self, batch: Vec<Request>) {
         let now = (self.clock)();
         self.shown.health.begin(now);
-        let written = self.write(&batch, now).await;
+        let (begun, records) = (Instant::now(), batch.iter().map(|request| size(&request.operation)).sum());
+        let span = info_span!("batch", requests = batch.len(), records);
+        let written = self.write(&batch, now).instrument(span).await;
+        self.shown.writes.wrote(records, begun.elapsed(), written.is_ok());
         self.shown.health.end();
         match written {
             Ok((replies, wrote)) => {

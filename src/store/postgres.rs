@@ -15,7 +15,7 @@ use super::backend::Backend;
 use super::news::Listener;
 use super::{ACQUIRE_TIMEOUT, Connection, Hosts, StoreError, Tx, corrupt};
 
-static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("migrations/postgres");
+pub(super) static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("migrations/postgres");
 
 /// Connections of one node: the ledger's writers and readers have one each, and what remains serves everything else. More only wait for
 /// the database's cores.

@@ -15,7 +15,7 @@ use super::backend::Backend;
 use super::journal::{DROPPED_AT_ONCE, Journal, Numbered};
 use super::{ACQUIRE_TIMEOUT, Connection, StoreError, Tx, corrupt, settle};
 
-static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("migrations/sqlite");
+pub(super) static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("migrations/sqlite");
 
 /// Checks that miss memory read in parallel; more than a few only wait for the disk.
 const READERS: u32 = 4;

@@ -23,6 +23,7 @@ use crate::store::inbox::{self, Alert, Effect, EventState};
 use crate::store::requests::{self, Next, Request, Subject, Ticket};
 use crate::store::{Store, StoreError};
 use crate::stripe::client::{Client, Patience, RemoteSubscription, StripeError};
+use crate::telemetry::Asks;
 
 /// Questions under way at once: more would only wait for the pace that Stripe allows.
 const FLIGHTS_MAX: usize = 16;
@@ -53,6 +54,7 @@ pub struct Asker {
     pub client: Client,
     pub clock: Clock,
     pub tell: Tell,
+    pub asks: Asks,
     wake: Notify,
     /// A question that was under way is answered, or failed.
     landed: Notify,
@@ -113,7 +115,17 @@ impl Drop for Flight {
 
 impl Asker {
     pub fn new(store: Store, catalogue: Current, client: Client, clock: Clock, tell: Tell) -> Arc<Self> {
-        Arc::new(Self { store, catalogue, client, clock, tell, wake: Notify::new(), landed: Notify::new(), flying: Mutex::default() })
+        Arc::new(Self {
+            store,
+            catalogue,
+            client,
+            clock,
+            tell,
+            asks: Asks::default(),
+            wake: Notify::new(),
+            landed: Notify::new(),
+            flying: Mutex::default(),
+        })
     }
 
     /// There may be something to ask.
@@ -241,6 +253,16 @@ impl Asker {
     }
 
     async fn refresh(self: &Arc<Self>, subject: &Subject, ticket: Ticket, client: &Client) -> Result<(), AskError> {
+        let asked = self.ask_and_record(subject, ticket, client).await;
+        if asked.is_ok() {
+            self.asks.answered.add()
+        } else {
+            self.asks.failed.add()
+        }
+        asked
+    }
+
+    async fn ask_and_record(self: &Arc<Self>, subject: &Subject, ticket: Ticket, client: &Client) -> Result<(), AskError> {
         match subject {
             Subject::Customer(customer) => {
                 let seen = self.ask(client, customer).await?;

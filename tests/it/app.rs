@@ -154,6 +154,7 @@ impl TestApp {
             listen_addr: SocketAddr::from(([127, 0, 0, 1], 0)).into(),
             tls: None,
             authentication: Authentication::Required,
+            metrics_addr: None,
             data_dir: folder.path().to_owned(),
             database,
             tiers_file: None,
@@ -282,6 +283,11 @@ impl TestApp {
 
     pub fn address(&self) -> SocketAddr {
         self.server.as_ref().and_then(|server| server.address.tcp()).expect("it runs, on an address")
+    }
+
+    /// Where metrics are read without a key; only where it is set.
+    pub fn metrics_address(&self) -> SocketAddr {
+        self.server.as_ref().and_then(|server| server.metrics_address).expect("it has such an address")
     }
 
     pub fn url(&self, path: &str) -> String {

@@ -256,7 +256,7 @@ async fn sighup_reads_the_files_again_and_a_faulty_one_ends_nothing() {
     let mut child = Command::new(env!("CARGO_BIN_EXE_spendgate"))
         .current_dir(folder.path())
         .env_clear()
-        .envs([("LISTEN_ADDR", "127.0.0.1:0"), ("ADMIN_API_KEY", ADMIN_KEY)])
+        .envs([("LISTEN_ADDR", "127.0.0.1:0"), ("ADMIN_API_KEY", ADMIN_KEY), ("LOG_FORMAT", "text")])
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()

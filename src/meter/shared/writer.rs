@@ -8,7 +8,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::Instant;
-use tracing::{error, warn};
+use tracing::{Instrument, error, info_span, warn};
 
 use super::{Kept, Known, Shared, distinct, members};
 use crate::domain::book::{Book, SpentByDay};
@@ -130,7 +130,10 @@ impl Shared {
 
     async fn answer<T>(&self, kept: &mut Kept, batch: Vec<Request>, turn: T) {
         self.health.begin(self.now());
-        let written = self.write(kept, &batch, turn).await;
+        let (begun, records) = (Instant::now(), batch.iter().map(|request| size(&request.operation)).sum());
+        let span = info_span!("batch", requests = batch.len(), records);
+        let written = self.write(kept, &batch, turn).instrument(span).await;
+        self.writes.wrote(records, begun.elapsed(), written.is_ok());
         self.health.end();
         match written {
             Ok(Written { replies, anything }) => {

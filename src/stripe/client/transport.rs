@@ -9,6 +9,7 @@ use reqwest::header::{HeaderMap, HeaderValue};
 use serde_json::Value;
 use stripe_client_core::StripeMethod;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tracing::{Instrument, info_span};
 
 use super::call::Call;
 use super::error::told;
@@ -126,6 +127,13 @@ impl Transport {
 
     /// The body of a good answer. Tries again what may go better, until there is no time or no try left.
     pub async fn send(&self, call: &Call, patience: Patience, until: Instant) -> Result<Vec<u8>, StripeError> {
+        let name = if matches!(call.method, StripeMethod::Get) { "stripe read" } else { "stripe write" };
+        // The path names whose data it is, so it is not told.
+        let span = info_span!("stripe", otel.kind = "client", otel.name = name);
+        self.try_until(call, patience, until).instrument(span).await
+    }
+
+    async fn try_until(&self, call: &Call, patience: Patience, until: Instant) -> Result<Vec<u8>, StripeError> {
         let mut tried = 0;
         loop {
             let Some(turn) = self.pace.take(patience.lane, Instant::now(), until) else {
