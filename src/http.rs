@@ -1,6 +1,7 @@
 //! The doors. A handler reads, asks, answers; HTTP's status codes exist in this room only.
 
 mod accounts;
+mod alerts;
 pub mod auth;
 mod body;
 mod call;
@@ -40,6 +41,7 @@ use hyper::body::Incoming;
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 
+use crate::alerts::Teller;
 use crate::current::{Current, Reload};
 use crate::meter::{Clock, Meter};
 use crate::store::{Store, StoreError};
@@ -60,6 +62,8 @@ pub struct App {
     /// Reads the files of the catalogue again.
     pub reload: Reload,
     pub notices: Notices,
+    /// Tells others of alerts.
+    pub teller: Arc<Teller>,
     pub keys: KeyRing,
     /// Empty: the webhook door says so and takes nothing.
     pub webhook_secrets: Vec<Secret>,
@@ -96,6 +100,7 @@ impl App {
             if let Some(asker) = &app.asker {
                 asker.wake();
             }
+            app.teller.wake();
             done
         });
         done.await.unwrap_or_else(|_| Err(StoreError::torn())).map(|(done, _)| done)
@@ -163,6 +168,10 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/tiers", get(tiers::list))
         .route("/v1/prices", get(prices::show))
         .route("/v1/simulate", post(simulate::run))
+        .route("/v1/alerts", get(alerts::list))
+        .route("/v1/alerts/test", post(alerts::test))
+        .route("/v1/alerts/{alert_id}", get(alerts::show))
+        .route("/v1/alerts/{alert_id}/redeliver", post(alerts::redeliver))
         .route("/v1/events", get(events::list))
         .route("/v1/events/{event_id}", get(events::show))
         .route("/v1/events/{event_id}/replay", post(events::replay))

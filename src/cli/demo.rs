@@ -7,6 +7,7 @@ use super::replay::{client, post};
 use super::serve::{Server, Signals};
 use super::table::table;
 use super::{Machine, built_in_catalogue, read_config, say};
+use crate::alerts::Settings as AlertSettings;
 use crate::config::{Config, StripeConfig};
 use crate::domain::money::Money;
 use crate::store::Address;
@@ -61,6 +62,8 @@ pub async fn run(args: Args, machine: Machine) -> anyhow::Result<()> {
         prices_file: None,
         admin_api_key: None,
         public_url: None,
+        // What happens here concerns nobody.
+        alerts: AlertSettings::default(),
         stripe: StripeConfig { api_key: None, ..config.stripe },
         ..config
     };

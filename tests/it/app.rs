@@ -4,10 +4,12 @@ use std::net::SocketAddr;
 use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
+use spendgate::alerts::Teller;
 use spendgate::cli::Machine;
 use spendgate::cli::serve::Server;
 use spendgate::config::{AdminKey, Config, StripeConfig};
@@ -120,6 +122,14 @@ impl Drop for TestApp {
     }
 }
 
+/// Another one each time, as nodes need it.
+fn random() -> anyhow::Result<[u8; 32]> {
+    static NEXT: AtomicU64 = AtomicU64::new(7);
+    let mut bytes = [7; 32];
+    bytes[..8].copy_from_slice(&NEXT.fetch_add(1, Ordering::Relaxed).to_le_bytes());
+    Ok(bytes)
+}
+
 /// The price book of the repository.
 pub fn prices() -> PriceBook {
     prices_file::read(include_str!("../../prices.yaml")).unwrap_or_else(|problems| panic!("{problems:?}"))
@@ -145,6 +155,7 @@ impl TestApp {
             admin_api_key: Some(AdminKey(ADMIN_KEY.to_owned())),
             public_url: Some("https://spend.example.com".to_owned()),
             return_url: None,
+            alerts: spendgate::alerts::Settings { tells: false, ..Default::default() },
         });
         let clock = Arc::new(Mutex::new(NOON.parse().unwrap()));
         let client = Self::client();
@@ -161,7 +172,7 @@ impl TestApp {
 
     async fn open(&mut self) {
         let clock = self.clock.clone();
-        let machine = Machine { clock: Arc::new(move || *clock.lock().unwrap()), random: || Ok([7; 32]), environment: |_| None };
+        let machine = Machine { clock: Arc::new(move || *clock.lock().unwrap()), random, environment: |_| None };
         let catalogue = tiers_file::read(&self.tiers, self.prices.clone()).unwrap_or_else(|problems| panic!("{problems:?}"));
         self.server = Some(Server::start(&self.config, catalogue, &machine).await.unwrap());
     }
@@ -244,6 +255,11 @@ impl TestApp {
     /// Who compares everything with Stripe; only where there is a key.
     pub fn reconciler(&self) -> Arc<Reconciler> {
         self.server.as_ref().and_then(|server| server.reconciler.clone()).expect("it has a key")
+    }
+
+    /// Who tells others of alerts; a test takes his steps.
+    pub fn teller(&self) -> Arc<Teller> {
+        self.server.as_ref().expect("it runs").teller.clone()
     }
 
     pub fn address(&self) -> SocketAddr {

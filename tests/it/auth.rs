@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::app::{ADMIN_KEY, TIERS, TestApp, on_each_database};
 
 /// Every door that needs a key: method, path, the scope that opens it.
-const DOORS: [(&str, &str, &str); 27] = [
+const DOORS: [(&str, &str, &str); 31] = [
     ("GET", "/v1/users/u/enforcement", "check"),
     ("POST", "/v1/enforcement", "check"),
     ("POST", "/v1/usage", "write"),
@@ -28,6 +28,10 @@ const DOORS: [(&str, &str, &str); 27] = [
     ("GET", "/v1/events/evt_1", "admin"),
     ("POST", "/v1/events/evt_1/replay", "admin"),
     ("GET", "/v1/users?limit=1", "admin"),
+    ("GET", "/v1/alerts", "admin"),
+    ("GET", "/v1/alerts/alert_1", "admin"),
+    ("POST", "/v1/alerts/alert_1/redeliver", "admin"),
+    ("POST", "/v1/alerts/test", "admin"),
     ("POST", "/v1/admin/reload", "admin"),
     ("POST", "/v1/corrections", "admin"),
     ("GET", "/v1/holds", "check"),

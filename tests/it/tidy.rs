@@ -6,21 +6,39 @@ use std::path::{Path, PathBuf};
 const LINES_MAX: usize = 500;
 
 /// Room → the rooms that it may use. `main` and `cli` may use all.
-const DOORS: [(&str, &[&str]); 14] = [
+const DOORS: [(&str, &[&str]); 15] = [
     ("lib", &[]),
-    ("config", &["store", "stripe"]),
+    ("config", &["alerts", "store", "stripe"]),
     ("domain", &[]),
     ("current", &["domain"]),
     ("stripe", &["domain"]),
     ("store", &["domain"]),
     ("fake_stripe", &["stripe"]),
+    ("alerts", &["store", "domain"]),
     ("meter", &["current", "store", "domain"]),
     ("sync", &["current", "store", "stripe", "domain"]),
     ("upgrade", &["current", "sync", "store", "stripe", "domain"]),
     ("explain", &["meter", "store", "domain"]),
     ("simulate", &["store", "domain"]),
-    ("http", &["current", "explain", "simulate", "upgrade", "meter", "sync", "store", "stripe", "domain"]),
-    ("cli", &["config", "current", "fake_stripe", "http", "explain", "simulate", "upgrade", "meter", "sync", "store", "stripe", "domain"]),
+    ("http", &["alerts", "current", "explain", "simulate", "upgrade", "meter", "sync", "store", "stripe", "domain"]),
+    (
+        "cli",
+        &[
+            "alerts",
+            "config",
+            "current",
+            "fake_stripe",
+            "http",
+            "explain",
+            "simulate",
+            "upgrade",
+            "meter",
+            "sync",
+            "store",
+            "stripe",
+            "domain",
+        ],
+    ),
 ];
 
 /// What is written in these rooms only.
