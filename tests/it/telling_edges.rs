@@ -109,7 +109,7 @@ async fn a_name_is_connected_to_only_where_it_leads_to_where_alerts_may_go() {
             (format!("https://localhost:{port}/"), "", false),
             // Another network is, and that makes http no more allowed than before.
             (format!("http://localhost:{port}/"), "10.0.0.0/8", false),
-            (format!("http://LOCALHOST.:{port}/"), "10.0.0.0/8", false),
+            (format!("http://LOCALHOST:{port}/"), "10.0.0.0/8", false),
             (format!("http://localhost:{port}/"), "127.0.0.0/8,::1", true),
         ] {
             let settings = settings(&format!("ops={url}"), allowed);
@@ -238,6 +238,21 @@ async fn the_standards_own_library_takes_what_the_service_sends_and_refuses_what
     let mut another = arrived;
     another.headers.insert("webhook-id", "alert_another".parse().unwrap());
     assert!(!verify(&another, &another.body, SECRET));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_of_the_environment_is_passed_by() {
+    let (folder, receiver, proxy) = (tempfile::tempdir().unwrap(), Receiver::start().await, Receiver::start().await);
+    let webhooks = format!("chat=slack+{}/", receiver.url);
+    let settings = [("ALERT_WEBHOOKS", webhooks.as_str()), ("ALERT_ALLOWED_NETWORKS", "127.0.0.0/8")];
+    let proxies =
+        ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"].map(|name| (name, proxy.url.as_str()));
+    let service = Service::start(folder.path(), &[&settings[..], &proxies[..]].concat());
+    service.post("/v1/alerts/test").await;
+    while receiver.arrived().len() + proxy.arrived().len() == 0 {
+        tokio::task::yield_now().await;
+    }
+    assert!(proxy.arrived().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
