@@ -1,5 +1,6 @@
 //! The environment, read once, parsed at the door. `.env.example` says what each variable is for.
 
+mod alerts;
 mod door;
 mod gate;
 pub mod watching;
@@ -11,6 +12,7 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 
+use crate::alerts::Settings as AlertSettings;
 pub use door::{Authentication, Listen, TlsFiles};
 use door::{authentication, listen_addr, tls};
 
@@ -73,6 +75,7 @@ pub struct Config {
     pub public_url: Option<String>,
     /// Where people go who are back from Stripe; `None` is a page of the service's own.
     pub return_url: Option<String>,
+    pub alerts: AlertSettings,
 }
 
 /// How Stripe is known. With a key it is asked; without one, what events show is applied.
@@ -160,6 +163,7 @@ impl Config {
             admin_api_key: admin_api_key(get("ADMIN_API_KEY"))?,
             public_url: url("PUBLIC_URL", get("PUBLIC_URL"))?,
             return_url: url("RETURN_URL", get("RETURN_URL"))?,
+            alerts: alerts::read(get("ALERT_WEBHOOKS"), get("ALERT_WEBHOOK_SECRETS"), get("ALERT_ALLOWED_NETWORKS"))?,
         })
     }
 }
@@ -316,6 +320,9 @@ mod tests {
         check("PUBLIC_URL", "shop.example.net");
         check("PUBLIC_URL", "https://spend.example.com/?x");
         check("RETURN_URL", "//evil.example");
+        check("ALERT_WEBHOOKS", "ops=https://127.0.0.1/x");
+        check("ALERT_WEBHOOK_SECRETS", "ops=whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw");
+        check("ALERT_ALLOWED_NETWORKS", "10.0.0.1/8");
         check("RETURN_URL", "https://app.example.com@evil.example");
     }
 

@@ -1,6 +1,7 @@
 //! The doors. A handler reads, asks, answers; HTTP's status codes exist in this room only.
 
 mod accounts;
+mod alerts;
 mod arriving;
 pub mod auth;
 mod body;
@@ -56,6 +57,7 @@ use tracing::{Instrument, error_span};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::alerts::Teller;
 use crate::current::{Current, Reload};
 use crate::meter::{Clock, Meter};
 use crate::store::{Store, StoreError};
@@ -82,6 +84,8 @@ pub struct App {
     /// Reads the files of the catalogue again.
     pub reload: Reload,
     pub notices: Notices,
+    /// Tells others of alerts.
+    pub teller: Arc<Teller>,
     pub keys: Arc<KeyRing>,
     /// 256 bits that nobody can guess.
     pub random: fn() -> anyhow::Result<[u8; 32]>,
@@ -127,6 +131,7 @@ impl App {
             if let Some(asker) = &app.asker {
                 asker.wake();
             }
+            app.teller.wake();
             done
         });
         done.await.unwrap_or_else(|_| Err(StoreError::torn())).map(|(done, _)| done)
@@ -237,6 +242,10 @@ fn doors() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(keys::list, keys::create))
         .routes(routes!(keys::revoke))
         .routes(routes!(keys::rotate))
+        .routes(routes!(alerts::list))
+        .routes(routes!(alerts::test))
+        .routes(routes!(alerts::show))
+        .routes(routes!(alerts::redeliver))
         .routes(routes!(events::list))
         .routes(routes!(events::show))
         .routes(routes!(events::replay))

@@ -1,5 +1,6 @@
 //! Spendgate keeps an AI product's users inside the spending limits that their Stripe plan buys.
 
+pub mod alerts;
 pub mod cli;
 pub mod config;
 pub mod current;

@@ -7,6 +7,7 @@ pub mod asking;
 mod binding;
 pub mod reconcile;
 mod shown;
+mod telling;
 
 use chrono::{DateTime, Utc};
 use tracing::{info, warn};
@@ -141,6 +142,7 @@ async fn apply(db: &mut Connection, catalogue: &Catalogue, rules: &Rules, event:
         Content::Unreadable(why) => {
             let detail = format!("{}: {why}", event.kind);
             let effect = plain(EventState::Unreadable, why);
+            telling::unreadable(db, event, why, now).await?;
             return Ok(Done::noted(Effect { alerts: vec![alert("unreadable_event", detail)], ..effect }));
         }
         Content::Ignored => return Ok(Done::noted(plain(EventState::Ignored, "Not of a kind that concerns us."))),

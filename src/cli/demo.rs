@@ -9,6 +9,7 @@ use super::replay::{client, post};
 use super::serve::{Server, Signals};
 use super::table::table;
 use super::{Machine, built_in_catalogue, read_config, say};
+use crate::alerts::Settings as AlertSettings;
 use crate::config::{Authentication, Config, Listen, StripeConfig};
 use crate::domain::money::Money;
 use crate::store::Address;
@@ -65,6 +66,8 @@ pub async fn run(args: Args, machine: Machine) -> anyhow::Result<()> {
         public_url: None,
         tls: None,
         authentication: Authentication::Required,
+        // What happens here concerns nobody.
+        alerts: AlertSettings::default(),
         stripe: StripeConfig { api_key: None, ..config.stripe },
         ..config
     };

@@ -15,6 +15,7 @@ use tracing::{info, warn};
 use super::catalogue::read_catalogue;
 use super::listen::listen;
 use super::{Machine, Misconfigured, open_store, read_config, say};
+use crate::alerts::Teller;
 use crate::config::{AdminKey, Authentication, Config, GateConfig, Listen};
 use crate::current::{Current, Reload};
 use crate::domain::catalogue::Catalogue;
@@ -23,7 +24,7 @@ use crate::http::auth::{ENVIRONMENT_KEY_ID, Scopes, digest, new_key};
 use crate::http::gate::Gate;
 use crate::http::key_ring::KeyRing;
 use crate::http::metrics::Kept;
-use crate::http::notices::Notices;
+use crate::http::notices::{self, Notices};
 use crate::http::serve::Limits;
 use crate::http::serve::tls::Tls;
 use crate::http::{self, App};
@@ -50,6 +51,7 @@ pub struct Server {
     pub asker: Option<Arc<Asker>>,
     pub reconciler: Option<Arc<Reconciler>>,
     pub keys: Arc<KeyRing>,
+    pub teller: Arc<Teller>,
     reload: Reload,
     stop: oneshot::Sender<()>,
     ended: JoinHandle<anyhow::Result<()>>,
@@ -91,8 +93,15 @@ impl Server {
         };
         let rules = Rules { livemode: config.stripe.livemode(), asks: asker.is_some() };
         let holder = hex::encode((machine.random)()?);
+        let seed = u64::from_le_bytes((machine.random)()?[8..16].try_into()?);
+        let teller = Teller::new(store.clone(), clock.clone(), &config.alerts, holder.clone(), seed)?;
         let reconciler = asker.clone().map(|asker| Reconciler::new(asker, rules, holder));
+        let (notices, raised) = Notices::new();
         let mut background = JoinSet::new();
+        background.spawn(notices::raise(store.clone(), raised, teller.clone()));
+        if config.alerts.tells {
+            background.spawn(teller.clone().run());
+        }
         if let Some(asker) = asker.clone() {
             background.spawn(asker.run());
         }
@@ -115,7 +124,8 @@ impl Server {
             asker: asker.clone(),
             catalogue: current,
             reload: reload.clone(),
-            notices: Notices::default(),
+            notices,
+            teller: teller.clone(),
             keys: keys.clone(),
             random: machine.random,
             webhook_secrets: config.webhook_secrets.clone(),
@@ -160,12 +170,12 @@ impl Server {
             }
             Ok(())
         });
-        Ok(Self { address, metrics_address, new_admin_key, asker, reconciler, keys, reload, stop, ended })
+        Ok(Self { address, metrics_address, new_admin_key, asker, reconciler, keys, teller, reload, stop, ended })
     }
 
     /// Finishes what is in flight.
     pub async fn stop(self) -> anyhow::Result<()> {
-        drop((self.asker, self.reconciler));
+        drop((self.asker, self.reconciler, self.teller));
         // The server may have ended by itself.
         let _ = self.stop.send(());
         self.ended.await?
@@ -336,6 +346,10 @@ pub async fn run(machine: Machine) -> anyhow::Result<()> {
     match &server.asker {
         Some(asker) => info!("Stripe is asked: {}", if asker.client.livemode() { "live mode" } else { "test mode" }),
         None => info!("Stripe is not asked: events are applied as they show (payload mode)"),
+    }
+    match server.teller.endpoints() {
+        nobody if nobody.is_empty() => info!("alerts are told to nobody: ALERT_WEBHOOKS is not set"),
+        endpoints => info!("alerts are told to {}", endpoints.join(", ")),
     }
     if config.webhook_secrets.is_empty() {
         warn!("STRIPE_WEBHOOK_SECRETS is not set: POST /webhooks/stripe takes nothing");

@@ -20,11 +20,13 @@ pub enum AlertKind {
     UnpricedModel,
     /// A rule of the operator's could not be judged, and blocks.
     RuleFailed,
+    /// The operator asked for it, to see whether alerts arrive.
+    Test,
 }
 
 impl AlertKind {
-    pub const ALL: [Self; 6] =
-        [Self::BudgetThreshold, Self::DeadLetter, Self::UnmappedPrice, Self::Drift, Self::UnpricedModel, Self::RuleFailed];
+    pub const ALL: [Self; 7] =
+        [Self::BudgetThreshold, Self::DeadLetter, Self::UnmappedPrice, Self::Drift, Self::UnpricedModel, Self::RuleFailed, Self::Test];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -34,6 +36,24 @@ impl AlertKind {
             Self::Drift => "drift",
             Self::UnpricedModel => "unpriced_model",
             Self::RuleFailed => "rule_failed",
+            Self::Test => "test",
+        }
+    }
+
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
+    /// What receivers know it by: from the general to the particular, as Standard Webhooks wants it. Part of the API too.
+    pub fn event_type(self) -> &'static str {
+        match self {
+            Self::BudgetThreshold => "budget.threshold",
+            Self::DeadLetter => "stripe.dead_letter",
+            Self::UnmappedPrice => "stripe.unmapped_price",
+            Self::Drift => "stripe.drift",
+            Self::UnpricedModel => "model.unpriced",
+            Self::RuleFailed => "rule.failed",
+            Self::Test => "alert.test",
         }
     }
 }

@@ -36,6 +36,7 @@ pub enum ErrorCode {
     AccountNotFound,
     PriceNotFound,
     GrantNotFound,
+    AlertNotFound,
     MethodNotAllowed,
     BodyTimeout,
     BodyTooLarge,
@@ -54,6 +55,7 @@ pub enum ErrorCode {
     SignatureStale,
     NotAnEvent,
     StripeNotAsked,
+    NoAlertEndpoint,
     StripeUnreachable,
     LinkExpired,
     LinkInvalid,
@@ -80,6 +82,7 @@ impl ErrorCode {
             | Self::AccountNotFound
             | Self::PriceNotFound
             | Self::GrantNotFound
+            | Self::AlertNotFound
             | Self::HoldNotFound
             | Self::KeyNotFound
             | Self::LinkInvalid => StatusCode::NOT_FOUND,
@@ -91,7 +94,7 @@ impl ErrorCode {
             Self::MissingField | Self::UnknownField | Self::InvalidField | Self::UnknownModel | Self::CatalogueRefused => {
                 StatusCode::UNPROCESSABLE_ENTITY
             }
-            Self::StripeNotAsked | Self::KeyEnded | Self::LastAdminKey => StatusCode::CONFLICT,
+            Self::StripeNotAsked | Self::KeyEnded | Self::LastAdminKey | Self::NoAlertEndpoint => StatusCode::CONFLICT,
             Self::LinkExpired => StatusCode::GONE,
             Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
             Self::StripeUnreachable | Self::WebhookNotConfigured | Self::Busy | Self::StoreUnavailable => StatusCode::SERVICE_UNAVAILABLE,
@@ -115,6 +118,7 @@ impl ErrorCode {
             Self::AccountNotFound => "There is no such account",
             Self::PriceNotFound => "The model has no price",
             Self::GrantNotFound => "There is no such grant",
+            Self::AlertNotFound => "There is no such alert",
             Self::MethodNotAllowed => "The path does not take this method",
             Self::BodyTimeout => "The body did not arrive in time",
             Self::BodyTooLarge => "The body is too large",
@@ -133,6 +137,7 @@ impl ErrorCode {
             Self::SignatureStale => "The delivery's signature is too old or too new",
             Self::NotAnEvent => "The body is not a Stripe event",
             Self::StripeNotAsked => "There is no key to ask Stripe with",
+            Self::NoAlertEndpoint => "There is nobody to be told of alerts",
             Self::StripeUnreachable => "Stripe cannot be reached",
             Self::LinkExpired => "The link has expired",
             Self::LinkInvalid => "There is no such link",

@@ -35,7 +35,7 @@ impl Lane {
         match path {
             "/webhooks/stripe" if is_light => Self::Webhook,
             "/webhooks/stripe" => Self::LargeWebhook,
-            "/healthz" | "/readyz" => Self::Health,
+            "/healthz" | "/readyz" | "/metrics" => Self::Health,
             // It reads no body.
             path if gate::is_at(path) => Self::Check,
             _ if !is_light => Self::Large,

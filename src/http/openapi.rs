@@ -51,6 +51,7 @@ use crate::store::inbox::EventState;
         (name = "keys", description = "Who may ask, and for what"),
         (name = "stripe", description = "What Stripe said, and what it did"),
         (name = "upgrade", description = "The way to pay more; pages for people"),
+        (name = "alerts", description = "What somebody should hear of without asking"),
         (name = "operation", description = "Is it alive, is it ready? And this description"),
     ),
     // Those that only parameters name.

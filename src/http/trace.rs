@@ -12,7 +12,7 @@ use super::error::ErrorCode;
 use crate::telemetry::{Class, Telemetry, traces};
 
 /// What paths consist of beside ids.
-const WORDS: [&str; 30] = [
+const WORDS: [&str; 36] = [
     "v1",
     "users",
     "enforcement",
@@ -43,6 +43,12 @@ const WORDS: [&str; 30] = [
     "healthz",
     "readyz",
     "metrics",
+    "keys",
+    "rotate",
+    "alerts",
+    "redeliver",
+    "openapi.json",
+    "docs",
 ];
 /// Parts of a path that are shown; none of ours has more.
 const PARTS_MAX: usize = 8;

@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use tracing::{debug, error, info, warn};
 
 use super::binding::{Touched, bound, owner, read_hint};
+use super::telling::{self, Whose};
 use super::{alert, doubt_alert, logged, tier_sentence, unbound};
 use crate::current::Current;
 use crate::domain::subscription::Snapshot;
@@ -323,7 +324,9 @@ impl Asker {
         let catalogue = self.catalogue.load_full();
         let state = before.state.as_asked(seen.deleted, seen.subscriptions, &catalogue, now);
         for id in &ids {
-            alerts.extend(state.doubts(id, &catalogue).iter().map(|doubt| doubt_alert(id, doubt)));
+            let doubts = state.doubts(id, &catalogue);
+            alerts.extend(doubts.iter().map(|doubt| doubt_alert(id, doubt)));
+            telling::unmapped(db, Whose { customer, subscription: id, user_id: user_id.as_ref() }, &doubts, now).await?;
         }
         let after = StoredCustomer { account: before.account.clone(), user_id, state };
         accounts::put_customer(db, customer, &after, now).await?;
@@ -351,6 +354,7 @@ impl Asker {
             let effect = Effect { state: EventState::Dead, sentence, alerts };
             requests::failed(db, customer, ticket, Next::GiveUpAt(now), &why.to_string()).await?;
             inbox::settle_awaiting(db, customer, ticket, &effect, now).await?;
+            telling::given_up(db, customer, ticket, &effect.sentence, &why.to_string(), now).await?;
             tx.commit().await?;
             report(customer, &effect, true);
             return Ok(());

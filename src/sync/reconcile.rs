@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use super::asking::{AskError, Asker};
 use super::binding::owner;
-use super::{Rules, accept};
+use super::{Rules, accept, telling};
 use crate::domain::subscription::Snapshot;
 use crate::store::reconciliation::{self, Drift, Phase, Run};
 use crate::store::requests::{self, Subject};
@@ -254,6 +254,9 @@ impl Reconciler {
         match comparison.mode {
             Mode::Mend => {
                 self.hold(db).await?;
+                if let Some(finished_at) = comparison.run.finished_at {
+                    telling::drift(db, &comparison.run, finished_at).await?;
+                }
                 Ok(reconciliation::save(db, &comparison.run).await?)
             }
             Mode::DryRun => Ok(()),

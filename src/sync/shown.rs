@@ -3,6 +3,7 @@
 use chrono::{DateTime, Utc};
 
 use super::binding::{Touched, bound, owner, read_hint};
+use super::telling::{self, Whose};
 use super::{doubt_alert, tier_sentence, unbound};
 use crate::domain::catalogue::Catalogue;
 use crate::domain::subscription::{Change, Notice};
@@ -30,7 +31,9 @@ pub(super) async fn apply(
         None => (before.state.clone(), Change::Latest),
     };
     if let Some(Notice::Subscription { subscription, .. }) = notice {
-        alerts.extend(state.doubts(subscription, catalogue).iter().map(|doubt| doubt_alert(subscription, doubt)));
+        let doubts = state.doubts(subscription, catalogue);
+        alerts.extend(doubts.iter().map(|doubt| doubt_alert(subscription, doubt)));
+        telling::unmapped(db, Whose { customer, subscription, user_id: user_id.as_ref() }, &doubts, now).await?;
     }
     let after = StoredCustomer { account, user_id, state };
     if after != before || notice.is_none() {

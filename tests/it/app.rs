@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
+use spendgate::alerts::Teller;
 use spendgate::cli::Machine;
 use spendgate::cli::serve::Server;
 use spendgate::config::{AdminKey, Authentication, Config, GateConfig, StripeConfig};
@@ -169,6 +170,7 @@ impl TestApp {
             admin_api_key: Some(AdminKey(ADMIN_KEY.to_owned())),
             public_url: Some("https://spend.example.com".to_owned()),
             return_url: None,
+            alerts: spendgate::alerts::Settings { tells: false, ..Default::default() },
         });
         let clock = Arc::new(Mutex::new(NOON.parse().unwrap()));
         let client = Self::client();
@@ -279,6 +281,11 @@ impl TestApp {
     pub async fn write_uses(&self) {
         let server = self.server.as_ref().expect("it runs");
         server.keys.write_uses(&Store::open(&self.config.database).await.unwrap()).await.unwrap();
+    }
+
+    /// Who tells others of alerts; a test takes his steps.
+    pub fn teller(&self) -> Arc<Teller> {
+        self.server.as_ref().expect("it runs").teller.clone()
     }
 
     pub fn address(&self) -> SocketAddr {

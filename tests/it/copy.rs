@@ -71,6 +71,8 @@ async fn filled() -> TestApp {
     app.execute(
         "INSERT INTO requests (subject, kind, requested_seq, applied_seq, tries, due_at, error) VALUES ('cus_x', 'customer', 41, 40, 2, 9, 'gone'); \
          INSERT INTO reconciliation (only, run, phase, place, started_at) VALUES (1, 3, 'customers', 'cus_paid', 5); \
+         INSERT INTO outbox (alert_id, alert_key, kind, user_id, message, details, created_at) VALUES ('alert_1', 'k', 'test', 'u', 'told', '{}', 7); \
+         INSERT INTO deliveries (alert_id, endpoint, tries, due_at, error) VALUES ('alert_1', 'ops', 3, 8, 'status 500'); \
          INSERT INTO upgrade_links (only, secret) VALUES (1, x'000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f'); \
          UPDATE tickets SET last = 41",
     )

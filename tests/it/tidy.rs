@@ -6,24 +6,26 @@ use std::path::{Path, PathBuf};
 const LINES_MAX: usize = 500;
 
 /// Room → the rooms that it may use. `main` and `cli` may use all.
-const DOORS: [(&str, &[&str]); 15] = [
+const DOORS: [(&str, &[&str]); 16] = [
     ("lib", &[]),
-    ("config", &["telemetry", "store", "stripe"]),
+    ("config", &["alerts", "telemetry", "store", "stripe"]),
     ("domain", &[]),
     ("telemetry", &["domain"]),
     ("current", &["telemetry", "domain"]),
     ("stripe", &["domain"]),
     ("store", &["domain"]),
     ("fake_stripe", &["stripe"]),
+    ("alerts", &["store", "domain"]),
     ("meter", &["current", "telemetry", "store", "domain"]),
     ("sync", &["current", "telemetry", "store", "stripe", "domain"]),
     ("upgrade", &["current", "sync", "store", "stripe", "domain"]),
     ("explain", &["meter", "store", "domain"]),
     ("simulate", &["store", "domain"]),
-    ("http", &["current", "explain", "simulate", "upgrade", "meter", "sync", "store", "stripe", "telemetry", "domain"]),
+    ("http", &["alerts", "current", "explain", "simulate", "upgrade", "meter", "sync", "store", "stripe", "telemetry", "domain"]),
     (
         "cli",
         &[
+            "alerts",
             "config",
             "telemetry",
             "current",

@@ -9,6 +9,7 @@ use utoipa::openapi::schema::{AnyOfBuilder, KnownFormat, ObjectBuilder, OneOfBui
 use utoipa::openapi::{ArrayBuilder, RefOr};
 use utoipa::{PartialSchema, ToSchema};
 
+use crate::domain::alert::AlertKind;
 use crate::domain::catalogue::Percent;
 use crate::domain::cost::Pricing;
 use crate::domain::decide::{Action, Binding, Reason, Scope, Source};
@@ -33,6 +34,7 @@ use crate::http::keys::{Lifetime, Overlap};
 use crate::http::usage::{MANY_MAX, Metadata, Record};
 use crate::http::view::{DecisionView, Moment};
 use crate::store::inbox::{Alert, EventState};
+use crate::store::outbox::State as Progress;
 use crate::store::reconciliation::{Drift, Phase};
 
 /// Text without control characters, as all ids and names are.
@@ -120,6 +122,8 @@ looks! {
     Limit, "Limit": integer(1, 1000).description(Some("how many at most; 50 where it is not said"));
     Cursor, "Cursor": string().pattern(Some(TEXT)).description(Some("`next_cursor` of the page before, as it is"));
     Grouping, "Grouping": names(["day", "model", "day,model"]);
+    AlertKindName, "AlertKind": names(AlertKind::ALL.map(AlertKind::name));
+    AlertState, "AlertState": names(Progress::ALL.map(Progress::name));
     HoldState, "HoldState": names(STATES);
     GrantState, "GrantState": names(["open", "used_up", "ended", "revoked"]);
     EntryKindName, "EntryKind": names(["usage", "capture", "correction"]);
@@ -137,6 +141,9 @@ pub struct Cursor;
 /// Of sums.
 pub struct Grouping;
 pub struct HoldState;
+pub struct AlertKindName;
+/// Of an alert, and of its way to one endpoint.
+pub struct AlertState;
 pub struct GrantState;
 pub struct EntryKindName;
 pub struct Day;
