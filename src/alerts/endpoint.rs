@@ -66,11 +66,10 @@ pub fn endpoints(webhooks: &str, secrets: &str, allowed: &[Network]) -> Result<V
     let mut found: Vec<Endpoint> = Vec::new();
     for part in parts(webhooks) {
         let (name, url) = named(part, Setting::Webhooks)?;
-        let endpoint = endpoint(name, url, secrets.remove(name).unwrap_or_default(), allowed)?;
         if found.iter().any(|other| other.name == name) {
             return Err((Setting::Webhooks, format!("{name} is named twice")));
         }
-        found.push(endpoint);
+        found.push(endpoint(name, url, secrets.remove(name).unwrap_or_default(), allowed)?);
     }
     if ENDPOINTS_MAX < found.len() {
         return Err((Setting::Webhooks, format!("names more than {ENDPOINTS_MAX} endpoints")));
