@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
+use super::alert::Alert;
 use super::book::Book;
 use super::catalogue::Catalogue;
 use super::changes::Changes;
@@ -119,6 +120,8 @@ pub struct Ledger {
     pub corrections: Vec<Correction>,
     /// What the entries drew on grants.
     pub draws: Vec<Draw>,
+    /// What somebody is to be told.
+    pub alerts: Vec<Alert>,
 }
 
 impl Ledger {
@@ -226,6 +229,7 @@ impl Ledger {
         self.in_each_book(&hold.user_id, hold.account.as_ref(), |book| book.hold(&hold.promise()))?;
         self.touched_holds.insert(ask.id.clone());
         self.holds.insert(ask.id.clone(), hold.clone());
+        self.tell(&hold.user_id, catalogue, now);
         Ok(Outcome::Held { hold: Box::new(hold), judged: Some(Box::new(Judged { judgement, budgets })), repeated: false })
     }
 
@@ -363,7 +367,7 @@ impl Ledger {
     }
 
     /// The budgets of the user's tier and his own caps, then those of all users together.
-    fn budgets(&self, user: &UserId, catalogue: &Catalogue, now: DateTime<Utc>) -> Result<Vec<Budget>, Refusal> {
+    pub(super) fn budgets(&self, user: &UserId, catalogue: &Catalogue, now: DateTime<Utc>) -> Result<Vec<Budget>, Refusal> {
         let payer = self.payer(user)?;
         let standing = payer.profile.standing(catalogue, now);
         let pool = payer.pool(&standing).map(|account| self.accounts.get(account).ok_or(Refusal::OutOfDate)).transpose()?;
@@ -394,6 +398,9 @@ impl Ledger {
             payer.entries += 1;
             self.draws.extend(payer.draws(&entry, catalogue, now));
         }
+        if entry.kind != EntryKind::Correction {
+            self.tell(&entry.user_id, catalogue, now);
+        }
         self.booked.insert((entry.kind, entry.id.clone()), entry.booked);
         self.entries.push(entry);
         Ok(())
@@ -402,8 +409,8 @@ impl Ledger {
     /// What is to be written, if anything is.
     pub fn changes(&self, at: DateTime<Utc>) -> Changes {
         let holds = self.touched_holds.iter().filter_map(|id| self.holds.get(id)).cloned().collect();
-        let (entries, corrections, draws) = (self.entries.clone(), self.corrections.clone(), self.draws.clone());
-        Changes { at, entries, holds, corrections, draws }
+        let (entries, corrections) = (self.entries.clone(), self.corrections.clone());
+        Changes { at, entries, holds, corrections, draws: self.draws.clone(), alerts: self.alerts.clone() }
     }
 }
 

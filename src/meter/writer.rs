@@ -153,7 +153,12 @@ impl Writer {
         let accounts = accounts(&payers, &holds, &days);
         let committing_accounts = shown.accounts.begin_commit(accounts.iter().cloned().collect());
         let mut ledger = self.load(&catalogue, batch, payers, &accounts, holds, days, now).await?;
-        let replies = batch.iter().map(|request| batch::step(&mut ledger, request, &catalogue, now)).collect();
+        let mut step = |request: &Request| {
+            let reply = batch::step(&mut ledger, request, &catalogue, now);
+            ledger.tell_of_all(&catalogue, now);
+            reply
+        };
+        let replies = batch.iter().map(&mut step).collect();
         let changes = ledger.changes(now);
         if changes.is_empty() {
             committing_users.nothing();
@@ -339,7 +344,7 @@ impl Writer {
             },
         };
         let booked = self.booked(batch).await?;
-        let (entries, touched_holds, corrections, draws) = (Vec::new(), BTreeSet::new(), Vec::new(), Vec::new());
-        Ok(Ledger { booked, holds, payers, accounts, all, days, entries, touched_holds, corrections, draws })
+        let (entries, touched_holds, corrections, draws, alerts) = (Vec::new(), BTreeSet::new(), Vec::new(), Vec::new(), Vec::new());
+        Ok(Ledger { booked, holds, payers, accounts, all, days, entries, touched_holds, corrections, draws, alerts })
     }
 }

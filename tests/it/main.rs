@@ -6,6 +6,7 @@ mod accounts;
 mod app;
 mod asking;
 mod auth;
+mod budget_alerts;
 mod cancelled;
 mod caps;
 mod cli;
