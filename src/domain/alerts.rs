@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::alert::{Alert, AlertKind};
 use super::book::Book;
 use super::catalogue::{Budgets, Catalogue, Percent, Thresholds};
-use super::decide::{Action, Budget, Scope, Source, decide};
+use super::decide::{Action, Binding, Budget, Decision, Reason, Scope, Source, decide};
 use super::ledger::{Ledger, Payer};
 use super::money::Money;
 use super::period::{Period, Window, rfc3339};
@@ -64,6 +64,10 @@ impl Marks {
         Self(marks)
     }
 
+    fn has(&self, mark: Mark) -> bool {
+        self.0.contains(&mark)
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = Mark> {
         self.0.iter().copied()
     }
@@ -96,8 +100,15 @@ impl fmt::Display for Marks {
 pub struct Told {
     source: Source,
     period: Period,
-    pub(super) window: Window,
+    window: Window,
     mark: Mark,
+}
+
+impl Told {
+    /// Afterwards it is of no use any more.
+    pub fn is_open(&self, now: DateTime<Utc>) -> bool {
+        self.window.end.is_none_or(|end| now < end)
+    }
 }
 
 /// A mark that is reached and not known to be told.
@@ -215,6 +226,10 @@ struct Details<'a> {
     held: Money,
     used_pct: Percent,
     action: Action,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<Reason>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    estimate: Option<Money>,
 }
 
 /// Hundredths of a percent, as far as they can be counted.
@@ -244,14 +259,65 @@ fn resets(budget: &Budget) -> String {
     budget.window.end.map_or_else(|| "it does not reset.".to_owned(), |end| format!("it resets at {}.", rfc3339(end)))
 }
 
-fn alert(due: &Due, holder: Holder<'_>, tier: Option<&str>, action: Action, now: DateTime<Utc>) -> Alert {
+/// A call that a budget did not let through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused {
+    binding: Binding,
+    reason: Reason,
+    estimate: Money,
+}
+
+impl Refused {
+    /// `None` where no budget decided, or nobody wants to be told of it.
+    pub fn of(decision: &Decision, estimate: Money, standing: &Standing<'_>) -> Option<Self> {
+        let by_budget = matches!(decision.reason, Reason::BudgetExhausted | Reason::EstimateExceedsBudget | Reason::CapReached);
+        let binding = decision.binding.filter(|_| decision.action == Action::Block && by_budget)?;
+        let wanted = match binding.source {
+            Source::Cap => true,
+            Source::Tier => standing.tier.budgets.alerts.has(Mark::Block),
+            Source::Global => standing.catalogue.global.as_ref().is_some_and(|limits| limits.alerts.has(Mark::Block)),
+        };
+        wanted.then_some(Self { binding, reason: decision.reason, estimate })
+    }
+
+    /// Whether it is the limit of all users together.
+    pub fn is_of_all(&self) -> bool {
+        self.binding.source == Source::Global
+    }
+
+    /// Whether the budget is filled by what all users of an account spend.
+    pub fn is_of_tier(&self) -> bool {
+        self.binding.source == Source::Tier
+    }
+
+    /// The mark of the budget that refused, where it refuses still. A limit of 0 is no news before anything is used.
+    fn due(&self, budgets: &[Budget]) -> Option<Due> {
+        let budget = *budgets.iter().find(|budget| budget.binding() == self.binding)?;
+        let refuses = decide(&[budget], self.estimate).action == Action::Block && (budget.limit != Money::ZERO || 0 < budget.used());
+        let percent = budget.thresholds.block.filter(|_| refuses)?;
+        Some(Due { budget, mark: Mark::Block, percent })
+    }
+
+    /// Whether `told` of the book that fills the budget has it.
+    pub fn is_told(&self, budgets: &[Budget], told: &[Told]) -> bool {
+        self.due(budgets).is_none_or(|due| told.contains(&due.told()))
+    }
+}
+
+fn alert(due: &Due, holder: Holder<'_>, tier: Option<&str>, action: Action, refused: Option<&Refused>, now: DateTime<Utc>) -> Alert {
     let budget = &due.budget;
     let (who, user, account) = match holder {
         Holder::User(user, account) => (format!("{user} has"), Some(user), account),
         Holder::Account(account) => (format!("The account {account} has"), None, Some(account)),
         Holder::All => ("All users together have".to_owned(), None, None),
     };
-    let message = format!("{who} used {} % of {}; {}", used(budget), called(budget, tier), resets(budget));
+    let (what, resets) = (called(budget, tier), resets(budget));
+    let message = match refused.filter(|_| !budget.has_reached(due.percent)) {
+        None => format!("{who} used {} % of {what}; {resets}", used(budget)),
+        Some(Refused { estimate, .. }) => {
+            format!("{who} {} left of {what}, and a call of {estimate} was refused; {resets}", budget.remaining())
+        }
+    };
     let details = Details {
         user_id: user.map(UserId::as_str),
         account_id: account.map(AccountId::as_str),
@@ -267,6 +333,8 @@ fn alert(due: &Due, holder: Holder<'_>, tier: Option<&str>, action: Action, now:
         held: budget.held,
         used_pct: used(budget),
         action,
+        reason: refused.map(|refused| refused.reason),
+        estimate: refused.map(|refused| refused.estimate),
     };
     // Nothing in it can fail to be written.
     let details = serde_json::to_string(&details).unwrap_or_else(|_| "{}".to_owned());
@@ -297,7 +365,7 @@ impl Ledger {
                 (Source::Tier, Some(account)) => Holder::Account(account),
                 (Source::Tier, None) | (Source::Cap | Source::Global, _) => Holder::User(user, account),
             };
-            self.note(due, holder, Some(tier), action, now);
+            self.note(due, holder, Some(tier), action, None, now);
         }
     }
 
@@ -310,13 +378,38 @@ impl Ledger {
         }
         let action = decide(&self.all.budgets(limits, 1, None, now).unwrap_or_default(), Money::ZERO).action;
         for due in &due {
-            self.note(due, Holder::All, None, action, now);
+            self.note(due, Holder::All, None, action, None, now);
         }
     }
 
-    fn note(&mut self, due: &Due, holder: Holder<'_>, tier: Option<&str>, action: Action, now: DateTime<Utc>) {
+    /// Notes that a call was refused, where nobody was told yet that its budget blocks. Of users whom nobody knows nothing is noted: who
+    /// asks for a million of them leaves no trace.
+    pub fn tell_refused(&mut self, user: &UserId, refused: &Refused, catalogue: &Catalogue, now: DateTime<Utc>) {
+        let Some(payer) = self.payers.get(user).filter(|payer| payer.exists || refused.is_of_all()) else { return };
+        let standing = payer.profile.standing(catalogue, now);
+        let profile = payer.profile.clone();
+        let account = profile.account.as_ref();
+        let pooled = payer.pool(&standing).is_some();
+        let (holder, tier) = match (refused.binding.source, account.filter(|_| pooled)) {
+            (Source::Global, _) => (Holder::All, None),
+            (Source::Tier, Some(account)) => (Holder::Account(account), Some(&*standing.tier.name)),
+            (Source::Tier, None) | (Source::Cap, _) => (Holder::User(user, account), Some(&*standing.tier.name)),
+        };
+        let budgets = self.budgets(user, catalogue, now).unwrap_or_default();
+        let book = match holder {
+            Holder::User(..) => Some(&payer.book),
+            Holder::Account(account) => self.accounts.get(account),
+            Holder::All => Some(&self.all),
+        };
+        let is_told = book.is_none_or(|book| refused.is_told(&budgets, book.told()));
+        if let Some(due) = refused.due(&budgets).filter(|_| !is_told) {
+            self.note(&due, holder, tier, Action::Block, Some(refused), now);
+        }
+    }
+
+    fn note(&mut self, due: &Due, holder: Holder<'_>, tier: Option<&str>, action: Action, refused: Option<&Refused>, now: DateTime<Utc>) {
         let told = due.told();
-        self.alerts.push(alert(due, holder, tier, action, now));
+        self.alerts.push(alert(due, holder, tier, action, refused, now));
         let book = match holder {
             Holder::User(user, _) => self.payers.get_mut(user).map(|payer| &mut payer.book),
             Holder::Account(account) => self.accounts.get_mut(account),

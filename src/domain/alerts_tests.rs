@@ -9,7 +9,7 @@ use crate::domain::book::{OpenHold, SpentByDay};
 use crate::domain::caps::Caps;
 use crate::domain::judge::Ask;
 use crate::domain::ledger::day;
-use crate::domain::operation::{Correction, HoldAsk, IfShort, Operation, Outcome, Usage, Used};
+use crate::domain::operation::{Correction, HoldAsk, IfShort, Operation, Outcome, Refusal, Usage, Used};
 use crate::domain::pricing::PriceBook;
 use crate::domain::tiers_file;
 use crate::domain::user::Profile;
@@ -125,11 +125,11 @@ fn an_alert_says_to_people_and_programs_what_is_used_of_what() {
 
 #[test]
 fn what_lowers_spend_or_falls_into_a_closed_window_tells_nothing() {
-    let catalogue = catalogue("budgets: { daily: 0.0000001, weekly: 0.000001 }, policy: strict", "");
+    let milder = catalogue("budgets: { daily: 0.001 }, policy: strict", "");
+    let catalogue = catalogue("budgets: { daily: 0.0000001, weekly: 0.01 }, policy: strict", "");
     let mut ledger = ledger(Profile::default());
     assert_eq!(told(&mut ledger, &spend("yesterday", 1_000_000, Some(noon() - TimeDelta::days(1))), &catalogue, noon()), [""; 0]);
     // The tier that holds when something is spent judges it, and not the one that holds when it is taken back.
-    let milder = super::tests::catalogue("budgets: { daily: 0.001 }, policy: strict", "");
     assert_eq!(told(&mut ledger, &hold("h", 90, TimeDelta::hours(1)), &milder, noon()), [""; 0]);
     assert_eq!(told(&mut ledger, &spend("a", 90, None), &milder, noon()), [""; 0]);
     let days = HashMap::from([((user(), day(noon()), String::new()), BTreeMap::from([(None, 90)]))]);
@@ -168,6 +168,25 @@ fn a_users_own_cap_is_told_when_it_stops_him_and_a_shared_budget_by_its_account(
     let [alert] = &*ledger.alerts else { panic!("{:?}", ledger.alerts) };
     assert_eq!(alert.key, "user cap total ever block u");
     assert_eq!(alert.message, "u has used 100 % of the total cap of $0.000000095 of the user's own; it does not reset.");
+}
+
+#[test]
+fn the_first_refusal_by_a_budget_is_told_and_what_nobody_used_or_knows_is_not() {
+    let nothing = catalogue("budgets: { daily: 0 }, policy: strict", "");
+    let silent = catalogue("budgets: { daily: 0.0000001 }, policy: strict, alerts: [warn]", "");
+    let catalogue = catalogue("budgets: { daily: 0.0000001 }, policy: strict", "");
+    let refused = |known: &mut Ledger, cost: i64| told(known, &hold("h", cost, TimeDelta::hours(1)), &catalogue, noon());
+    let mut known = ledger(Profile::default());
+    assert_eq!(refused(&mut known, 101), [format!("user tier daily {DAY} block u")]);
+    assert_eq!(refused(&mut known, 102), [""; 0]);
+    assert!(known.changes(noon()).is_empty());
+    // What fills it afterwards is told by the marks that are left.
+    assert_eq!(told(&mut known, &spend("a", 100, None), &catalogue, noon()), [format!("user tier daily {DAY} warn u")]);
+    let mut unknown = ledger(Profile::default());
+    unknown.payers.values_mut().for_each(|payer| payer.exists = false);
+    assert_eq!(refused(&mut unknown, 101), [""; 0]);
+    assert_eq!(told(&mut ledger(Profile::default()), &hold("h", 1, TimeDelta::hours(1)), &nothing, noon()), [""; 0]);
+    assert_eq!(told(&mut ledger(Profile::default()), &hold("h", 101, TimeDelta::hours(1)), &silent, noon()), [""; 0]);
 }
 
 /// By what sorts of names could be mistaken for each other.
@@ -218,11 +237,13 @@ struct Plain {
     holds: Vec<(i64, DateTime<Utc>, bool)>,
 }
 
-/// The keys' beginnings, the limits, and the marks in percent of them.
-const DAILY: (&str, i64, &[(&str, i64)]) = ("user tier daily", 50, &[("warn", 80), ("degrade", 90), ("block", 100), ("50", 50)]);
-const MONTHLY: (&str, i64, &[(&str, i64)]) = ("user tier monthly", 150, DAILY.2);
-const CAP: (&str, i64, &[(&str, i64)]) = ("user cap weekly", 90, &[("block", 100)]);
-const OF_ALL: (&str, i64, &[(&str, i64)]) = ("all global total", 300, &[("warn", 90), ("70", 70)]);
+/// The beginning of a key, the limit, and the marks in percent of it.
+type Limited = (&'static str, i64, &'static [(&'static str, i64)]);
+
+const DAILY: Limited = ("user tier daily", 50, &[("warn", 80), ("degrade", 90), ("block", 100), ("50", 50)]);
+const MONTHLY: Limited = ("user tier monthly", 150, DAILY.2);
+const CAP: Limited = ("user cap weekly", 90, &[("block", 100)]);
+const OF_ALL: Limited = ("all global total", 300, &[("warn", 90), ("70", 70)]);
 
 impl Plain {
     fn held(&self, now: DateTime<Utc>) -> i64 {
@@ -246,7 +267,8 @@ impl Plain {
             (CAP, start(week), " u", self.spent(week, week + 7)),
             (OF_ALL, "ever".to_owned(), "", self.spent(i64::MIN, i64::MAX)),
         ];
-        let of = |((begin, limit, marks), start, name, spent): &((&str, i64, &[(&str, i64)]), String, &str, i64)| {
+        let of = |(limited, start, name, spent): &(Limited, String, &str, i64)| {
+            let (begin, limit, marks) = limited;
             let used = (spent + self.held(now)) * 100;
             let reached = marks.iter().filter(|(_, percent)| 0 < used && limit * percent <= used);
             reached.map(|(mark, _)| format!("{begin} {start} {mark}{name}")).collect::<Vec<_>>()
@@ -269,6 +291,21 @@ impl Plain {
         };
         Book::new(now, &days, nanos(self.spent(i64::MIN, i64::MAX)), open.map(hold))
     }
+}
+
+/// The mark of the budget that the answer names, where it refused.
+fn refusing(outcome: &Result<Outcome, Refusal>, now: DateTime<Utc>) -> Option<String> {
+    let Ok(Outcome::NotHeld { judged }) = outcome else { panic!("{outcome:?}") };
+    let binding = judged.judgement.decision.binding?;
+    let budget = judged.budgets.iter().find(|budget| budget.binding() == binding)?;
+    let begin = match binding.source {
+        Source::Cap => "user cap",
+        Source::Tier => "user tier",
+        Source::Global => return None,
+    };
+    let start = rfc3339(binding.period.window(now, None).start);
+    assert!(budget.window.contains(now));
+    Some(format!("{begin} {} {start} block u", binding.period.name()))
 }
 
 /// Runs a story; gives every key that was told, as often as it was, and all marks that were ever reached. Where `forgets`, what was told
@@ -308,6 +345,8 @@ fn run(steps: &[Step], forgets: bool) -> (Vec<String>, BTreeSet<String>) {
                 let is_held = matches!(outcome, Ok(Outcome::Held { .. }));
                 if is_held {
                     plain.holds.push((*cost, now + ttl, false));
+                } else {
+                    expected.extend(refusing(&outcome, now));
                 }
                 is_held
             }

@@ -240,7 +240,7 @@ impl Rest {
             let id = id.clone();
             self.end_hold(&id);
         }
-        self.told.retain(|told| told.window.end.is_none_or(|end| now < end));
+        self.told.retain(|told| told.is_open(now));
     }
 
     fn is_empty(&self) -> bool {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::alert::Alert;
+use super::alerts::Refused;
 use super::book::Book;
 use super::catalogue::Catalogue;
 use super::changes::Changes;
@@ -134,6 +135,10 @@ impl Ledger {
             Operation::Release { hold_id } => self.release(hold_id, now),
             Operation::Extend { hold_id, ttl } => self.extend(hold_id, *ttl, now),
             Operation::Correct(correction) => self.correct(correction, catalogue, now).map(Outcome::Corrected),
+            Operation::Tell { user_id, refused } => {
+                self.tell_refused(user_id, refused, catalogue, now);
+                Ok(Outcome::Told)
+            }
         }
     }
 
@@ -185,8 +190,9 @@ impl Ledger {
             return Ok(Outcome::Held { hold: Box::new(hold.clone()), judged: None, repeated: true });
         }
         let budgets = self.budgets(&ask.user_id, catalogue, now)?;
-        let profile = &self.payer(&ask.user_id)?.profile;
-        let caller = Caller { user: &ask.user_id, account: profile.account.as_ref(), tier: profile.standing(catalogue, now).tier };
+        let profile = self.payer(&ask.user_id)?.profile.clone();
+        let standing = profile.standing(catalogue, now);
+        let caller = Caller { user: &ask.user_id, account: profile.account.as_ref(), tier: standing.tier };
         let mut judgement = judge(catalogue, caller, &budgets, &ask.call, now);
         let is_short = matches!(judgement.decision.reason, Reason::EstimateExceedsBudget | Reason::CapReached);
         if is_short
@@ -203,6 +209,9 @@ impl Ledger {
         }
         let amount = judgement.estimate;
         if judgement.decision.action == Action::Block {
+            if let Some(refused) = Refused::of(&judgement.decision, amount, &standing) {
+                self.tell_refused(&ask.user_id, &refused, catalogue, now);
+            }
             return Ok(Outcome::NotHeld { judged: Box::new(Judged { judgement, budgets }) });
         }
         let payer = self.payers.get_mut(&ask.user_id).ok_or(Refusal::OutOfDate)?;

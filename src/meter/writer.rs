@@ -109,7 +109,9 @@ impl Writer {
 
     async fn answer(&mut self, batch: Vec<Request>) {
         let now = (self.clock)();
-        self.shown.health.begin(now);
+        if batch::is_awaited(&batch) {
+            self.shown.health.begin(now);
+        }
         let written = self.write(&batch, now).await;
         self.shown.health.end();
         match written {

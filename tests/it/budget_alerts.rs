@@ -72,11 +72,11 @@ async fn a_shared_budget_is_told_by_its_account_and_a_new_tier_by_the_next_entry
         app.spend("a", "u", "0.5").await;
         app.spend("b", "v", "0.3").await;
         let of_account = "account tier monthly 2026-01-01T00:00:00Z warn acme".to_owned();
-        assert_eq!(told(app).await, [of_account.clone()]);
+        assert_eq!(told(app).await, std::slice::from_ref(&of_account));
         app.spend("c", "u", "0.01").await;
         app.put("/v1/users/u", json!({"tier": "free", "reason": "test"})).await.ok();
         app.put("/v1/users/u/caps", json!({"monthly": "0.4"})).await.ok();
-        assert_eq!(told(app).await, [of_account.clone()]);
+        assert_eq!(told(app).await, std::slice::from_ref(&of_account));
         app.spend("d", "u", "0").await;
         let cap = "user cap monthly 2026-01-01T00:00:00Z block u".to_owned();
         assert_eq!(told(app).await, sorted(vec![of_account, cap, key("30", "u"), key("warn", "u"), key("block", "u")]));
@@ -183,4 +183,96 @@ async fn a_limit_for_all_users_is_told_whoever_passes_it() {
     assert_eq!(told(&one).await, sorted(vec![key("50"), key("warn")]));
     join_all((40..50).map(spend)).await;
     assert_eq!(told(&one).await, sorted(vec![key("50"), key("warn"), key("block")]));
+}
+
+/// Waits until it is told: whoever checks does not.
+async fn told_at_last(app: &TestApp, expected: Vec<String>) {
+    let expected = sorted(expected);
+    // Not a measure: only so that a failure ends.
+    let told = async {
+        while told(app).await != expected {
+            tokio::task::yield_now().await;
+        }
+    };
+    let is_told = tokio::time::timeout(std::time::Duration::from_secs(30), told).await.is_ok();
+    assert!(is_told, "{:?} and not {expected:?}", app.column("SELECT alert_key FROM outbox").await);
+}
+
+/// How many batches were ever made durable.
+async fn batches(app: &TestApp) -> Option<i64> {
+    if app.is_postgres() {
+        return None;
+    }
+    let pool = app.sqlite(app.file().with_extension("journal.db")).await;
+    let last = sqlx::query_scalar("SELECT MAX(seq) FROM journal").fetch_one(&pool).await.unwrap();
+    pool.close().await;
+    last
+}
+
+#[tokio::test]
+async fn the_first_call_that_a_budget_refuses_is_told_though_something_is_left() {
+    on_each_database(TIERS, async |app| {
+        app.spend("a", "u", "0.02").await;
+        let refused = app.post("/v1/holds", hold("h", "u", "0.09")).await.ok();
+        assert_eq!((&refused["action"], &refused["reason"]), (&json!("BLOCK"), &json!("estimate_exceeds_budget")));
+        assert_eq!(told(app).await, [key("block", "u")]);
+        let rows = app.column("SELECT message FROM outbox").await;
+        let resets = "it resets at 2026-01-13T00:00:00Z.";
+        assert_eq!(rows, [format!("u has $0.08 left of the daily budget of $0.10 (tier free), and a call of $0.09 was refused; {resets}")]);
+        let details: Value = serde_json::from_str(&app.column("SELECT details FROM outbox").await[0]).unwrap();
+        let said = ["threshold", "used_pct", "action", "reason", "estimate"].map(|field| details[field].clone());
+        assert_eq!(said, [json!("block"), json!(20), json!("BLOCK"), json!("estimate_exceeds_budget"), json!(0.09)]);
+        // Once told, neither refusals nor checks write anything.
+        let before = batches(app).await;
+        app.post("/v1/holds", hold("h2", "u", "0.09")).await.ok();
+        for _ in 0..20 {
+            assert_eq!(app.get("/v1/users/u/enforcement?estimated_cost=0.09").await.ok()["action"], "BLOCK");
+        }
+        app.spend("b", "v", "0.02").await;
+        assert_eq!(before.map(|before| before + 1), batches(app).await);
+        // A check is enough, and more of them tell nothing more.
+        for _ in 0..3 {
+            assert_eq!(app.get("/v1/users/v/enforcement?estimated_cost=0.09").await.ok()["action"], "BLOCK");
+        }
+        told_at_last(app, vec![key("block", "u"), key("block", "v")]).await;
+        // The usage that fills it tells what is left to tell.
+        app.spend("c", "v", "0.09").await;
+        told_at_last(app, vec![key("block", "u"), key("block", "v"), key("warn", "v"), key("30", "v")]).await;
+        assert!(app.verify().contains(" 0 disagreements"));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn whom_nobody_knows_is_refused_without_a_trace() {
+    on_each_database(TIERS, async |app| {
+        for number in 0..20 {
+            assert_eq!(app.get(&format!("/v1/users/x{number}/enforcement?estimated_cost=0.2")).await.ok()["action"], "BLOCK");
+            assert_eq!(app.post("/v1/holds", hold("h", &format!("x{number}"), "0.2")).await.ok()["action"], "BLOCK");
+        }
+        app.restart().await;
+        assert_eq!(told(app).await, [""; 0]);
+        assert_eq!(app.column("SELECT user_id FROM users").await, [""; 0]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_refuses_everybody_is_told_once_whoever_asks() {
+    let tiers = format!("global: {{ budgets: {{ daily: 0.05 }}, policy: strict, alerts: [block] }}\n{}", TIERS.replace("block, 30", "30"));
+    on_each_database(&tiers, async |app| {
+        app.put("/v1/accounts/acme/users/t", "").await.ok();
+        app.put("/v1/users/t", json!({"tier": "team", "reason": "test"})).await.ok();
+        app.spend("a", "t", "0.01").await;
+        for user in ["nobody", "t", "nobody"] {
+            assert_eq!(app.get(&format!("/v1/users/{user}/enforcement?estimated_cost=0.06")).await.ok()["action"], "BLOCK");
+        }
+        let of_all = format!("all global daily {DAY} block");
+        told_at_last(app, vec![of_all.clone()]).await;
+        app.restart_with(TIERS).await;
+        assert_eq!(app.get("/v1/users/t/enforcement?estimated_cost=1").await.ok()["action"], "BLOCK");
+        let of_account = "account tier monthly 2026-01-01T00:00:00Z block acme".to_owned();
+        told_at_last(app, vec![of_all, of_account]).await;
+    })
+    .await;
 }

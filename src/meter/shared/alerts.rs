@@ -3,19 +3,20 @@
 //! at the same time, the one that commits last sees both.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use chrono::{DateTime, Utc};
 use tracing::warn;
 
 use super::writer::{TIMEOUT, Written, empty};
 use super::{Kept, Known, Shared};
-use crate::domain::alerts;
+use crate::domain::alerts::{self, Refused, Told};
 use crate::domain::book::{Book, SpentByDay};
 use crate::domain::catalogue::Catalogue;
 use crate::domain::ledger::Payer;
 use crate::domain::money::Money;
 use crate::domain::user::UserId;
+use crate::meter::View;
 use crate::store::batch::{self, Row, RowVersion};
 use crate::store::{StoreError, Tx};
 
@@ -47,6 +48,34 @@ impl Shared {
             };
             warn!(%error, "whether anything is to be told of budgets could not be looked up; the next write looks again: {error}");
             return;
+        }
+    }
+
+    /// Gives `all` what is known to be told of it.
+    pub(super) fn put_told(&self, all: &mut Book) {
+        self.told_of_all().iter().for_each(|told| all.tell(*told));
+    }
+
+    /// Remembers what is told of `all` by now.
+    pub(super) fn keep_told(&self, all: &Book, now: DateTime<Utc>) {
+        let mut known = self.told_of_all();
+        known.retain(|told| told.is_open(now));
+        let new: Vec<Told> = all.told().iter().filter(|told| !known.contains(told)).copied().collect();
+        known.extend(new);
+    }
+
+    fn told_of_all(&self) -> MutexGuard<'_, Vec<Told>> {
+        // Nothing panics while it holds the lock, so a poisoned one is whole.
+        self.told_of_all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether memory knows that it is told.
+    pub fn knows_told(&self, view: &View<'_>, refused: &Refused) -> bool {
+        let account = view.payer.pool(&view.standing).filter(|_| refused.is_of_tier());
+        match account {
+            _ if refused.is_of_all() => refused.is_told(&view.budgets, &self.told_of_all()),
+            Some(account) => self.accounts.get(account).is_some_and(|pool| refused.is_told(&view.budgets, pool.value.told())),
+            None => refused.is_told(&view.budgets, view.payer.book.told()),
         }
     }
 
@@ -86,14 +115,12 @@ impl Shared {
         let now = self.now();
         let mut db = kept.take(self).await?;
         let mut all = self.read_all(catalogue, &mut db, Vec::new(), now).await?;
-        let told = self.told_of_all.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        told.into_iter().for_each(|told| all.tell(told));
+        self.put_told(&mut all);
         let mut ledger = empty(HashMap::new(), all);
         ledger.tell_of_all(catalogue, now);
         if !ledger.alerts.is_empty() {
             batch::raise(&mut db, &ledger.alerts).await?;
-            ledger.all.prune(now);
-            *self.told_of_all.lock().unwrap_or_else(PoisonError::into_inner) = ledger.all.told().to_vec();
+            self.keep_told(&ledger.all, now);
         }
         kept.give_back(db);
         Ok(())

@@ -18,7 +18,7 @@ use crate::domain::ledger::{DayOfModel, Ledger, Payer, SpentIn, day};
 use crate::domain::money::Money;
 use crate::domain::operation::{Hold, Operation};
 use crate::domain::user::{AccountId, UserId};
-use crate::meter::batch::{BATCH_MAX, accounts, changed_users, entry_ids, hold_id, size, step, users};
+use crate::meter::batch::{BATCH_MAX, accounts, changed_users, entry_ids, hold_id, is_awaited, size, step, users};
 use crate::meter::{Reply, Request, WriteError, load};
 use crate::store::batch::{self, Before, RowVersion, UserVersion};
 use crate::store::{Connection, StoreError, Tx, holds, ledger};
@@ -106,7 +106,9 @@ impl Shared {
     }
 
     async fn answer<T>(&self, kept: &mut Kept, batch: Vec<Request>, turn: T) {
-        self.health.begin(self.now());
+        if is_awaited(&batch) {
+            self.health.begin(self.now());
+        }
         let written = self.write(kept, &batch, turn).await;
         self.health.end();
         match written {
@@ -213,7 +215,8 @@ impl Shared {
             | Operation::Capture { .. }
             | Operation::Release { .. }
             | Operation::Extend { .. }
-            | Operation::Correct(_) => false,
+            | Operation::Correct(_)
+            | Operation::Tell { .. } => false,
         };
         if !batch.iter().all(is_plain) {
             return Ok(None);
@@ -289,7 +292,16 @@ impl Shared {
             return Err(Failed::Conflict);
         }
         let before = Before { users: &versions.keys().cloned().collect(), holds: &held.keys().cloned().collect() };
-        let admits = batch.iter().any(|request| matches!(request.operation, Operation::Hold(_)));
+        let needs_all = |request: &Request| match &request.operation {
+            Operation::Hold(_) => true,
+            Operation::Tell { refused, .. } => refused.is_of_all(),
+            Operation::Record(_)
+            | Operation::Capture { .. }
+            | Operation::Release { .. }
+            | Operation::Extend { .. }
+            | Operation::Correct(_) => false,
+        };
+        let admits = batch.iter().any(needs_all);
         let (payers, known) = self.payers(db, catalogue, &whom, &versions, generation, now).await?;
         let days = days(db, batch).await?;
         let mut whose: Vec<AccountId> = accounts(&payers, &held, &days).into_iter().collect();
@@ -340,13 +352,14 @@ impl Shared {
         let replies = doubt.take().map(|doubt| doubt.replies).unwrap_or_default();
         for (user, mut payer) in ledger.payers.into_iter().filter(|(user, _)| changed.contains(user)) {
             payer.book.prune(now);
-            // A row that is new has no version yet.
-            let row = written.get(&user).map(|row| row.version).unwrap_or_default();
             let before = known.get(&user);
+            // A row that is new has no version yet; one of whom something was only told has the one that it had.
+            let row = written.get(&user).map(|row| row.version).or(before.map(|(version, _)| version.row)).unwrap_or_default();
             let as_of = before.map_or(now, |(_, as_of)| *as_of);
             let version = UserVersion::written(before.map(|(version, _)| version), row);
             self.keep_user(&user, Known::new(version, as_of, generation, Arc::new(payer)));
         }
+        self.keep_told(&ledger.all, now);
         for (account, mut pool) in ledger.accounts {
             pool.prune(now);
             if let Some(version) = pool_versions.get(&account) {
@@ -441,7 +454,9 @@ impl Shared {
         }
         batch::lock_all(db).await?;
         let open = held.values().filter(|hold| hold.is_open(now)).map(Hold::promise).collect();
-        self.read_all(catalogue, db, open, now).await
+        let mut all = self.read_all(catalogue, db, open, now).await?;
+        self.put_told(&mut all);
+        Ok(all)
     }
 }
 
