@@ -84,6 +84,7 @@ fn benches(criterion: &mut Criterion) {
                 touched_holds: BTreeSet::new(),
                 corrections: Vec::new(),
                 draws: Vec::new(),
+                alerts: Vec::new(),
             };
             let done = batch.iter().filter(|operation| ledger.step(black_box(operation), &catalogue, now).is_ok()).count();
             (done, sums(&ledger.entries).len(), sums_of_all(&ledger.entries).len())

@@ -2,6 +2,7 @@
 //! of HTTP, SQL or Stripe's field names.
 
 pub mod alert;
+pub mod alerts;
 pub mod book;
 pub mod caps;
 pub mod catalogue;

@@ -1,5 +1,6 @@
 //! Gathers concurrent operations into one durable commit, and keeps what checks read.
 
+mod alerts;
 mod batch;
 mod health;
 mod load;
@@ -165,9 +166,12 @@ impl Meter {
     pub async fn record(&self, usages: Vec<Usage>) -> Result<Vec<Receipt>, WriteError> {
         match self.submit(Operation::Record(usages), None).await?.outcome {
             Outcome::Recorded(receipts) => Ok(receipts),
-            Outcome::Held { .. } | Outcome::NotHeld { .. } | Outcome::Ended { .. } | Outcome::Extended(_) | Outcome::Corrected(_) => {
-                Err(WriteError::Unconfirmed)
-            }
+            Outcome::Held { .. }
+            | Outcome::NotHeld { .. }
+            | Outcome::Ended { .. }
+            | Outcome::Extended(_)
+            | Outcome::Corrected(_)
+            | Outcome::Told => Err(WriteError::Unconfirmed),
         }
     }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 
+use super::alerts::Told;
 use super::catalogue::Budgets;
 use super::decide::{Budget, Scope, Source};
 use super::ledger::day;
@@ -62,6 +63,8 @@ struct Rest {
     expiries: HashMap<Arc<str>, DateTime<Utc>>,
     /// The sum of `holds`.
     promised: Money,
+    /// What somebody was told of windows that are open.
+    told: Vec<Told>,
 }
 
 impl Book {
@@ -136,6 +139,35 @@ impl Book {
         self.as_of <= now && periods.all(|period| self.spent(*period, period.window(now, billing)).is_some())
     }
 
+    /// Whether what is used may have reached any mark of `budgets`, so that a closer look is of use. It does not ask which windows are open:
+    /// most users are far below, and that is seen at once.
+    pub fn may_reach(&self, budgets: &Budgets, seats: u64, now: DateTime<Utc>) -> bool {
+        let Some(lowest) = budgets.alerts.lowest(budgets.thresholds) else { return false };
+        let held = i128::from(self.held(now).nanos());
+        budgets.limits.iter().any(|(period, limit)| {
+            let spent = match period {
+                Period::Total => self.total,
+                Period::Billing => self.rest.iter().flat_map(|rest| &rest.billing).map(|(_, spent)| *spent).max().unwrap_or_default(),
+                Period::Daily | Period::Weekly | Period::Monthly => {
+                    let place = CALENDAR.iter().position(|counted| counted == period);
+                    place.and_then(|place| self.spent.get(place)).copied().unwrap_or_default()
+                }
+            };
+            let used = i128::from(spent.nanos()) + held;
+            0 < used && i128::from(limit.times(seats).nanos()) * i128::from(lowest.0) <= used * 10_000
+        })
+    }
+
+    /// What somebody was told of it, as far as it is remembered.
+    pub fn told(&self) -> &[Told] {
+        self.rest.as_ref().map_or(&[], |rest| &rest.told)
+    }
+
+    /// Remembers until its window ends that somebody was told.
+    pub fn tell(&mut self, told: Told) {
+        self.rest.get_or_insert_default().told.push(told);
+    }
+
     /// Whether `cost` more can be counted at all.
     pub fn can_add(&self, cost: Money) -> bool {
         self.total.checked_add(cost).is_some()
@@ -208,16 +240,18 @@ impl Rest {
             let id = id.clone();
             self.end_hold(&id);
         }
+        self.told.retain(|told| told.is_open(now));
     }
 
     fn is_empty(&self) -> bool {
-        self.billing.is_empty() && self.holds.is_empty()
+        self.billing.is_empty() && self.holds.is_empty() && self.told.is_empty()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::alerts::Marks;
     use crate::domain::catalogue::Policy;
 
     fn at(seconds: i64) -> DateTime<Utc> {
@@ -251,6 +285,7 @@ mod tests {
             per_seat: false,
             limits: BTreeMap::from([(Period::Daily, nanos(10))]),
             thresholds: Policy::Strict.thresholds(),
+            alerts: Marks::default(),
         };
         let mut book = Book::new(at(0), &SpentByDay::new(), Money::ZERO, [hold("a", 5, 10)]);
         book.prune(at(15));

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 
+use super::alerts::{Mark, Marks};
 use super::book::Book;
 use super::catalogue::{Budgets, Policy};
 use super::decide::{Budget, Scope, Source};
@@ -18,7 +19,9 @@ impl Caps {
     /// `None` where there is no cap.
     pub fn new(limits: BTreeMap<Period, Money>) -> Option<Self> {
         let thresholds = Policy::Strict.thresholds();
-        (!limits.is_empty()).then_some(Self(Budgets { scope: Scope::User, per_seat: false, limits, thresholds }))
+        // Whoever set it knows how far he is; that it stops him is what his operator may want to hear.
+        let alerts = Marks::new(vec![Mark::Block]);
+        (!limits.is_empty()).then_some(Self(Budgets { scope: Scope::User, per_seat: false, limits, thresholds, alerts }))
     }
 
     pub fn as_budgets(&self) -> &Budgets {

@@ -8,6 +8,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::ser::{Error as _, Serialize, Serializer};
 use serde_json::value::RawValue;
 
+use super::alerts::Marks;
 use super::decide::Scope;
 use super::models::{Models, UnknownModel};
 use super::money::Money;
@@ -67,6 +68,8 @@ pub struct Budgets {
     pub per_seat: bool,
     pub limits: BTreeMap<Period, Money>,
     pub thresholds: Thresholds,
+    /// Of which marks of them somebody is told.
+    pub alerts: Marks,
 }
 
 /// Hundredths of a percent of the limit, so that `82.5` is a whole number.

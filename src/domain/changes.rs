@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use chrono::{DateTime, Utc};
 
+use super::alert::Alert;
 use super::grants::Draw;
 use super::ledger::day;
 use super::operation::{Correction, Entry, EntryKind, Hold};
@@ -20,19 +21,21 @@ pub struct Changes {
     pub corrections: Vec<Correction>,
     /// What entries drew on grants, or gave back.
     pub draws: Vec<Draw>,
+    /// What somebody is to be told of it.
+    pub alerts: Vec<Alert>,
 }
 
 impl Changes {
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty() && self.holds.is_empty()
+        self.entries.is_empty() && self.holds.is_empty() && self.alerts.is_empty()
     }
 
     /// How many rows it makes.
     pub fn size(&self) -> usize {
-        self.entries.len() + self.holds.len() + self.corrections.len() + self.draws.len()
+        self.entries.len() + self.holds.len() + self.corrections.len() + self.draws.len() + self.alerts.len()
     }
 
-    /// Everybody whom it concerns; some more than once.
+    /// Everybody whom it concerns; some more than once. Not who is only spoken of.
     pub fn users(&self) -> impl Iterator<Item = &UserId> {
         self.entries.iter().map(|entry| &entry.user_id).chain(self.holds.iter().map(|hold| &hold.user_id))
     }

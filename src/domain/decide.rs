@@ -127,6 +127,11 @@ impl Budget {
         }
     }
 
+    /// Whether what is used has reached this part of the limit.
+    pub(super) fn has_reached(&self, percent: Percent) -> bool {
+        self.compare(self.used(), percent).is_ge()
+    }
+
     fn judge(&self, estimate: Money) -> Verdict<'_> {
         let used = self.used();
         let projected = used + i128::from(estimate.nanos());

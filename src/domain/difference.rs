@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::Serialize;
 
+use super::alerts::Marks;
 use super::catalogue::{Budgets, Catalogue, Percent, SoldAs, Thresholds, Tier};
 use super::decide::Scope;
 use super::glob::Glob;
@@ -94,11 +95,15 @@ fn of_all(catalogue: &Catalogue) -> Said {
 
 fn of_budgets(budgets: &Budgets) -> Said {
     // Named one by one, so that what is added to them is told as well.
-    let Budgets { scope, per_seat, limits, thresholds } = budgets;
+    let Budgets { scope, per_seat, limits, thresholds, alerts } = budgets;
     let mut said: Said = limits.iter().map(|(period, limit)| (format!("budgets.{}", period.name()), limit.to_string())).collect();
     let Thresholds { warn, degrade, block } = thresholds;
     for (key, percent) in [("warn", warn), ("degrade", degrade), ("block", block)] {
         said.extend(percent.map(|percent| (format!("thresholds.{key}"), format!("{percent} %"))));
+    }
+    // What is told where a file says nothing is said by none.
+    if *alerts != Marks::default() {
+        said.insert("alerts".to_owned(), alerts.to_string());
     }
     match scope {
         Scope::User => drop(said.insert("scope".to_owned(), "user".to_owned())),
@@ -246,6 +251,8 @@ tiers:
         check("policy: soft", "policy: soft, thresholds: { warn: 82.5 }", &["tiers.pro.thresholds.warn: 90 % -> 82.5 %"]);
         check("rank: 10", "rank: 11", &["tiers.pro.rank: 10 -> 11"]);
         check("rank: 10", "rank: 10, monthly_price: 29", &["tiers.pro.monthly_price: $0.00 -> $29.00"]);
+        check("policy: soft", "policy: soft, alerts: [75, block]", &["tiers.pro.alerts: new, block, 75"]);
+        check("policy: soft", "policy: soft, alerts: none", &["tiers.pro.alerts: new, none"]);
         check("rank: 10", "rank: 10, scope: account", &["tiers.pro.scope: user -> account"]);
         check("rank: 10", "rank: 10, per_seat: true", &["tiers.pro.per_seat: new, true"]);
         check("rank: 10", "rank: 10, on_store_down: allow", &["tiers.pro.on_store_down: block -> allow"]);

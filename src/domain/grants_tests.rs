@@ -59,6 +59,7 @@ fn ledger(grants: Vec<Grant>) -> Ledger {
         touched_holds: BTreeSet::new(),
         corrections: Vec::new(),
         draws: Vec::new(),
+        alerts: Vec::new(),
     }
 }
 

@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
+use super::alert::Alert;
+use super::alerts::Refused;
 use super::book::Book;
 use super::catalogue::Catalogue;
 use super::changes::Changes;
@@ -119,6 +121,8 @@ pub struct Ledger {
     pub corrections: Vec<Correction>,
     /// What the entries drew on grants.
     pub draws: Vec<Draw>,
+    /// What somebody is to be told.
+    pub alerts: Vec<Alert>,
 }
 
 impl Ledger {
@@ -131,6 +135,10 @@ impl Ledger {
             Operation::Release { hold_id } => self.release(hold_id, now),
             Operation::Extend { hold_id, ttl } => self.extend(hold_id, *ttl, now),
             Operation::Correct(correction) => self.correct(correction, catalogue, now).map(Outcome::Corrected),
+            Operation::Tell { user_id, refused } => {
+                self.tell_refused(user_id, refused, catalogue, now);
+                Ok(Outcome::Told)
+            }
         }
     }
 
@@ -182,8 +190,9 @@ impl Ledger {
             return Ok(Outcome::Held { hold: Box::new(hold.clone()), judged: None, repeated: true });
         }
         let budgets = self.budgets(&ask.user_id, catalogue, now)?;
-        let profile = &self.payer(&ask.user_id)?.profile;
-        let caller = Caller { user: &ask.user_id, account: profile.account.as_ref(), tier: profile.standing(catalogue, now).tier };
+        let profile = self.payer(&ask.user_id)?.profile.clone();
+        let standing = profile.standing(catalogue, now);
+        let caller = Caller { user: &ask.user_id, account: profile.account.as_ref(), tier: standing.tier };
         let mut judgement = judge(catalogue, caller, &budgets, &ask.call, now);
         let is_short = matches!(judgement.decision.reason, Reason::EstimateExceedsBudget | Reason::CapReached);
         if is_short
@@ -200,6 +209,9 @@ impl Ledger {
         }
         let amount = judgement.estimate;
         if judgement.decision.action == Action::Block {
+            if let Some(refused) = Refused::of(&judgement.decision, amount, &standing) {
+                self.tell_refused(&ask.user_id, &refused, catalogue, now);
+            }
             return Ok(Outcome::NotHeld { judged: Box::new(Judged { judgement, budgets }) });
         }
         let payer = self.payers.get_mut(&ask.user_id).ok_or(Refusal::OutOfDate)?;
@@ -226,6 +238,7 @@ impl Ledger {
         self.in_each_book(&hold.user_id, hold.account.as_ref(), |book| book.hold(&hold.promise()))?;
         self.touched_holds.insert(ask.id.clone());
         self.holds.insert(ask.id.clone(), hold.clone());
+        self.tell(&hold.user_id, catalogue, now);
         Ok(Outcome::Held { hold: Box::new(hold), judged: Some(Box::new(Judged { judgement, budgets })), repeated: false })
     }
 
@@ -363,7 +376,7 @@ impl Ledger {
     }
 
     /// The budgets of the user's tier and his own caps, then those of all users together.
-    fn budgets(&self, user: &UserId, catalogue: &Catalogue, now: DateTime<Utc>) -> Result<Vec<Budget>, Refusal> {
+    pub(super) fn budgets(&self, user: &UserId, catalogue: &Catalogue, now: DateTime<Utc>) -> Result<Vec<Budget>, Refusal> {
         let payer = self.payer(user)?;
         let standing = payer.profile.standing(catalogue, now);
         let pool = payer.pool(&standing).map(|account| self.accounts.get(account).ok_or(Refusal::OutOfDate)).transpose()?;
@@ -394,6 +407,9 @@ impl Ledger {
             payer.entries += 1;
             self.draws.extend(payer.draws(&entry, catalogue, now));
         }
+        if entry.kind != EntryKind::Correction {
+            self.tell(&entry.user_id, catalogue, now);
+        }
         self.booked.insert((entry.kind, entry.id.clone()), entry.booked);
         self.entries.push(entry);
         Ok(())
@@ -402,8 +418,8 @@ impl Ledger {
     /// What is to be written, if anything is.
     pub fn changes(&self, at: DateTime<Utc>) -> Changes {
         let holds = self.touched_holds.iter().filter_map(|id| self.holds.get(id)).cloned().collect();
-        let (entries, corrections, draws) = (self.entries.clone(), self.corrections.clone(), self.draws.clone());
-        Changes { at, entries, holds, corrections, draws }
+        let (entries, corrections) = (self.entries.clone(), self.corrections.clone());
+        Changes { at, entries, holds, corrections, draws: self.draws.clone(), alerts: self.alerts.clone() }
     }
 }
 

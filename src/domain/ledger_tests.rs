@@ -43,6 +43,7 @@ fn ledger() -> Ledger {
         touched_holds: BTreeSet::new(),
         corrections: Vec::new(),
         draws: Vec::new(),
+        alerts: Vec::new(),
     }
 }
 

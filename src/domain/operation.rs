@@ -7,6 +7,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
+use super::alerts::Refused;
 use super::book::OpenHold;
 use super::decide::Budget;
 use super::judge::{Ask, Judgement};
@@ -118,6 +119,11 @@ pub enum Operation {
         ttl: TimeDelta,
     },
     Correct(Correction),
+    /// A check was answered BLOCK, and nobody may have been told yet. It changes nothing that is counted.
+    Tell {
+        user_id: UserId,
+        refused: Refused,
+    },
 }
 
 /// The first 16 bytes of a SHA-256: enough that no two bodies share it by accident or by design.
@@ -335,6 +341,7 @@ pub enum Outcome {
     },
     Extended(Box<Hold>),
     Corrected(Receipt),
+    Told,
 }
 
 /// A row to write.

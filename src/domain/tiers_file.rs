@@ -1,6 +1,7 @@
 //! Reads the text of `tiers.yaml` into a [`Catalogue`], or says everything that is wrong with it: line, column, what is
 //! wrong, and what would be right.
 
+mod alerts;
 mod models;
 mod rules;
 
@@ -110,6 +111,7 @@ impl Reader {
             "per_seat",
             "policy",
             "thresholds",
+            "alerts",
             "degrade_to",
             "models",
             "unknown_model",
@@ -211,7 +213,7 @@ impl Reader {
     }
 
     fn global(&mut self, node: &Node, tiers: &[(Tier, Span)]) -> Option<Budgets> {
-        let fields = self.fields(node, "`global`", &["budgets", "policy", "thresholds"])?;
+        let fields = self.fields(node, "`global`", &["budgets", "policy", "thresholds", "alerts"])?;
         let budgets = Budgets { scope: Scope::Global, ..self.budgets(&fields, "`global`", node.span())? };
         if budgets.limits.contains_key(&Period::Billing) {
             self.problem(node.span(), "`global` has no subscription, so it has no `billing` period; use monthly");
@@ -243,7 +245,8 @@ impl Reader {
                 }
             }
         }
-        Some(Budgets { scope: Scope::User, per_seat: false, limits, thresholds: self.thresholds(fields, label, span)? })
+        let (thresholds, alerts) = (self.thresholds(fields, label, span), self.alerts(fields));
+        Some(Budgets { scope: Scope::User, per_seat: false, limits, thresholds: thresholds?, alerts: alerts? })
     }
 
     fn thresholds(&mut self, fields: &Fields<'_>, label: &str, span: &Span) -> Option<Thresholds> {

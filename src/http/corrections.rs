@@ -83,8 +83,11 @@ pub async fn create(
             let (id, user_id, amount, repeated) = (receipt.id, receipt.user_id, receipt.cost, receipt.repeated);
             Ok(Json(CorrectionView { id, user_id, amount, time, recorded_at, repeated }).into_response())
         }
-        Outcome::Recorded(_) | Outcome::Held { .. } | Outcome::NotHeld { .. } | Outcome::Ended { .. } | Outcome::Extended(_) => {
-            Err(Problem::from_write(WriteError::Unconfirmed, false))
-        }
+        Outcome::Recorded(_)
+        | Outcome::Held { .. }
+        | Outcome::NotHeld { .. }
+        | Outcome::Ended { .. }
+        | Outcome::Extended(_)
+        | Outcome::Told => Err(Problem::from_write(WriteError::Unconfirmed, false)),
     }
 }

@@ -223,7 +223,12 @@ struct Settled {
 async fn settle(app: &App, operation: Operation) -> Result<Response, Problem> {
     let model = match &operation {
         Operation::Capture { used, .. } => used.model.clone(),
-        Operation::Record(_) | Operation::Hold(_) | Operation::Release { .. } | Operation::Extend { .. } | Operation::Correct(_) => None,
+        Operation::Record(_)
+        | Operation::Hold(_)
+        | Operation::Release { .. }
+        | Operation::Extend { .. }
+        | Operation::Correct(_)
+        | Operation::Tell { .. } => None,
     };
     let reply = app.meter.submit(operation, None).await.map_err(|error| Problem::from_priced_write(app, error, false))?;
     let (hold, repeated) = match reply.outcome {
@@ -234,7 +239,7 @@ async fn settle(app: &App, operation: Operation) -> Result<Response, Problem> {
             (hold, repeated)
         }
         Outcome::Extended(hold) => (hold, false),
-        Outcome::Recorded(_) | Outcome::Held { .. } | Outcome::NotHeld { .. } | Outcome::Corrected(_) => {
+        Outcome::Recorded(_) | Outcome::Held { .. } | Outcome::NotHeld { .. } | Outcome::Corrected(_) | Outcome::Told => {
             return Err(Problem::from_write(WriteError::Unconfirmed, false));
         }
     };

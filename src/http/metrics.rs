@@ -1,4 +1,4 @@
-//! What Prometheus reads, in OpenMetrics text. docs/METRICS.md describes each family; a test compares.
+//! What Prometheus reads, in `OpenMetrics` text. docs/METRICS.md describes each family; a test compares.
 
 use std::fmt;
 use std::sync::Arc;

@@ -142,7 +142,9 @@ pub struct DecisionView<'c> {
 
 impl<'c> DecisionView<'c> {
     pub fn of_view(app: &App, user: &UserId, view: &View<'c>, call: &Ask) -> Self {
-        Self::of(app, user, &view.standing, &view.budgets, judged(app, user, view, call))
+        let judged = judged(app, user, view, call);
+        app.meter.tell_refused(user, view, &judged.decision, judged.estimate);
+        Self::of(app, user, &view.standing, &view.budgets, judged)
     }
 
     pub fn of(app: &App, user: &UserId, standing: &Standing<'c>, budgets: &[Budget], judged: Judgement) -> Self {

@@ -29,7 +29,7 @@ pub fn step(ledger: &mut Ledger, request: &Request, catalogue: &Catalogue, now: 
             answer
         }
         Outcome::NotHeld { judged } => present_with(catalogue, ledger, present, None, &ask.user_id, judged, now),
-        Outcome::Recorded(_) | Outcome::Ended { .. } | Outcome::Extended(_) | Outcome::Corrected(_) => String::new(),
+        Outcome::Recorded(_) | Outcome::Ended { .. } | Outcome::Extended(_) | Outcome::Corrected(_) | Outcome::Told => String::new(),
     };
     Ok(Reply { outcome, answer: Some(answer) })
 }
@@ -50,7 +50,12 @@ fn present_with(
 pub fn size(operation: &Operation) -> usize {
     match operation {
         Operation::Record(usages) => usages.len(),
-        Operation::Hold(_) | Operation::Capture { .. } | Operation::Release { .. } | Operation::Extend { .. } | Operation::Correct(_) => 1,
+        Operation::Hold(_)
+        | Operation::Capture { .. }
+        | Operation::Release { .. }
+        | Operation::Extend { .. }
+        | Operation::Correct(_)
+        | Operation::Tell { .. } => 1,
     }
 }
 
@@ -59,7 +64,7 @@ pub fn hold_id(operation: &Operation) -> Option<&str> {
     match operation {
         Operation::Hold(ask) => Some(&ask.id),
         Operation::Capture { hold_id, .. } | Operation::Release { hold_id } | Operation::Extend { hold_id, .. } => Some(hold_id),
-        Operation::Record(_) | Operation::Correct(_) => None,
+        Operation::Record(_) | Operation::Correct(_) | Operation::Tell { .. } => None,
     }
 }
 
@@ -69,7 +74,9 @@ pub fn entry_ids(operation: &Operation) -> Vec<(EntryKind, &str)> {
         Operation::Record(usages) => usages.iter().map(|usage| (EntryKind::Usage, usage.id.as_str())).collect(),
         Operation::Correct(correction) => vec![(EntryKind::Correction, &correction.id)],
         // A hold knows its own end.
-        Operation::Hold(_) | Operation::Capture { .. } | Operation::Release { .. } | Operation::Extend { .. } => Vec::new(),
+        Operation::Hold(_) | Operation::Capture { .. } | Operation::Release { .. } | Operation::Extend { .. } | Operation::Tell { .. } => {
+            Vec::new()
+        }
     }
 }
 
@@ -78,6 +85,7 @@ pub fn users(batch: &[Request], holds: &HashMap<String, Hold>) -> HashSet<UserId
         Operation::Record(usages) => usages.iter().map(|usage| usage.user_id.clone()).collect(),
         Operation::Hold(ask) => vec![ask.user_id.clone()],
         Operation::Correct(correction) => vec![correction.user_id.clone()],
+        Operation::Tell { user_id, .. } => vec![user_id.clone()],
         Operation::Capture { hold_id, .. } | Operation::Release { hold_id } | Operation::Extend { hold_id, .. } => {
             holds.get(hold_id).map(|hold| hold.user_id.clone()).into_iter().collect()
         }
@@ -92,8 +100,15 @@ pub fn accounts(payers: &HashMap<UserId, Payer>, holds: &HashMap<String, Hold>, 
     of_users.chain(of_days).chain(holds.values().filter_map(|hold| hold.account.clone())).collect()
 }
 
+/// Whether anybody waits for it. What only tells may wait itself, and is no sign that the store hangs.
+pub fn is_awaited(batch: &[Request]) -> bool {
+    batch.iter().any(|request| !matches!(request.operation, Operation::Tell { .. }))
+}
+
+/// Of whom something is to be remembered: what was booked or held, or what was told.
 pub fn changed_users(ledger: &Ledger) -> HashSet<UserId> {
     let by_entries = ledger.entries.iter().map(|entry| entry.user_id.clone());
     let by_holds = ledger.touched_holds.iter().filter_map(|id| ledger.holds.get(id)).map(|hold| hold.user_id.clone());
-    by_entries.chain(by_holds).collect()
+    let by_alerts = ledger.alerts.iter().filter_map(|alert| alert.user_id.clone());
+    by_entries.chain(by_holds).chain(by_alerts).collect()
 }

@@ -1,6 +1,8 @@
 //! The ledger of a database that many nodes write. What memory holds is only believed at the version that the database names: that
 //! costs one question, which all checks that wait share; and where `MAX_STALENESS_MS` allows it, none for as long.
 
+mod alerts;
+mod doubt;
 mod news;
 mod reader;
 mod writer;
@@ -18,6 +20,7 @@ use super::health::Health;
 use super::memory::Memory;
 use super::{Clock, Request, retention};
 use crate::current::Current;
+use crate::domain::alerts::Told;
 use crate::domain::book::{Book, OpenHold, SpentByDay, days_of_calendar};
 use crate::domain::catalogue::Catalogue;
 use crate::domain::ledger::Payer;
@@ -82,6 +85,8 @@ pub struct Shared {
     users: KnownUsers,
     accounts: KnownAccounts,
     all: Mutex<Option<KnownOfAll>>,
+    /// What is known to be told of all together.
+    told_of_all: Mutex<Vec<Told>>,
     pub health: Health,
     pub writes: Writes,
     max_staleness: TimeDelta,
@@ -157,6 +162,7 @@ pub async fn start(
         users: Memory::default(),
         accounts: Memory::default(),
         all: Mutex::default(),
+        told_of_all: Mutex::default(),
         health: Health::default(),
         writes: Writes::default(),
         max_staleness: settings.max_staleness,

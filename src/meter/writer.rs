@@ -112,7 +112,9 @@ impl Writer {
 
     async fn answer(&mut self, batch: Vec<Request>) {
         let now = (self.clock)();
-        self.shown.health.begin(now);
+        if batch::is_awaited(&batch) {
+            self.shown.health.begin(now);
+        }
         let (begun, records) = (Instant::now(), batch.iter().map(|request| size(&request.operation)).sum());
         let span = info_span!("batch", requests = batch.len(), records);
         let written = self.write(&batch, now).instrument(span).await;
@@ -159,7 +161,12 @@ impl Writer {
         let accounts = accounts(&payers, &holds, &days);
         let committing_accounts = shown.accounts.begin_commit(accounts.iter().cloned().collect());
         let mut ledger = self.load(&catalogue, batch, payers, &accounts, holds, days, now).await?;
-        let replies = batch.iter().map(|request| batch::step(&mut ledger, request, &catalogue, now)).collect();
+        let mut step = |request: &Request| {
+            let reply = batch::step(&mut ledger, request, &catalogue, now);
+            ledger.tell_of_all(&catalogue, now);
+            reply
+        };
+        let replies = batch.iter().map(&mut step).collect();
         let changes = ledger.changes(now);
         if changes.is_empty() {
             committing_users.nothing();
@@ -345,7 +352,7 @@ impl Writer {
             },
         };
         let booked = self.booked(batch).await?;
-        let (entries, touched_holds, corrections, draws) = (Vec::new(), BTreeSet::new(), Vec::new(), Vec::new());
-        Ok(Ledger { booked, holds, payers, accounts, all, days, entries, touched_holds, corrections, draws })
+        let (entries, touched_holds, corrections, draws, alerts) = (Vec::new(), BTreeSet::new(), Vec::new(), Vec::new(), Vec::new());
+        Ok(Ledger { booked, holds, payers, accounts, all, days, entries, touched_holds, corrections, draws, alerts })
     }
 }

@@ -11,9 +11,10 @@ use serde_json::json;
 use sqlx::Row as _;
 use sqlx::postgres::{PgConnection, PgRow};
 
-use super::accounts::{account_id, user_id};
+use super::accounts::{account_id, money, user_id};
 use super::ledger::{id_hash, kind_name};
 use super::{Backend, Connection, StoreError, grants, micros};
+use crate::domain::alert::Alert;
 use crate::domain::book::SpentByDay;
 use crate::domain::changes::{Changes, sums, sums_of_accounts, sums_of_all};
 use crate::domain::money::Money;
@@ -23,6 +24,26 @@ use crate::domain::user::{AccountId, UserId};
 /// Which state of a user or an account it is: whatever changes what it has spent or holds counts its row's version up, so what was read at
 /// the same version is the same.
 pub type RowVersion = i64;
+
+/// By so much a user's version goes up where more than usage was added to him: a hold, a correction, a tier, a cap. Usage that is only
+/// added counts up by one, so two versions tell whether anything else lies between them.
+const MORE_THAN_USAGE: RowVersion = 1 << 31;
+
+/// A user's row after a batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Row {
+    pub version: RowVersion,
+    /// All that he ever spent.
+    pub spent: Money,
+}
+
+impl Row {
+    /// What others spent since `before`, if they did nothing else, where all is `total` by what they are not known to have done.
+    pub fn spent_by_others(&self, before: RowVersion, total: Money) -> Option<Money> {
+        let only_usage = self.version.saturating_sub(before) < MORE_THAN_USAGE;
+        only_usage.then(|| self.spent.less(i128::from(total.nanos())))
+    }
+}
 
 /// Which state of a user it is: his row, and those of the Stripe customers that may pay for him.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,9 +86,9 @@ const ALL: &str = "SELECT day, CAST(LEAST(SUM(spent), 9223372036854775807) AS BI
 /// Rows of one day's sum; as many nodes commit side by side.
 const SLOTS: i64 = 16;
 
-/// What every batch writes, with the parameters up to $28. `$known` says of which of the users it concerns it knows what it must.
+/// What every batch writes, with the parameters up to $28. `$step` is by how much versions go up; `$known` says of which of the users it concerns it knows what it must.
 macro_rules! write {
-    ($known:literal, $more:literal, $detail:literal) => {
+    ($step:literal, $known:literal, $more:literal, $detail:literal) => {
         concat!(
             "WITH entries AS (INSERT INTO usage (id, id_hash, kind, user_id, account_id, cost, happened_at, recorded_at, model, provider, ",
             "input_tokens, output_tokens, metadata, fingerprint, detail) SELECT * FROM UNNEST($1::text[], $2::bigint[], $3::text[], $4::text[], ",
@@ -86,17 +107,20 @@ macro_rules! write {
             "spent = CAST(LEAST(CAST(spend_by_day_of_all.spent AS NUMERIC) + excluded.spent, 9223372036854775807) AS BIGINT), ",
             "entries = spend_by_day_of_all.entries + excluded.entries), ",
             $more,
-            "known AS (UPDATE users SET spent = users.spent + s.spent, entries = users.entries + s.entries, version = users.version + 1 ",
+            "known AS (UPDATE users SET spent = users.spent + s.spent, entries = users.entries + s.entries, version = users.version + ",
+            $step,
+            " ",
             "FROM UNNEST($26::text[], $27::bigint[], $28::bigint[]) AS s(user_id, spent, entries) WHERE users.user_id = s.user_id",
             $known,
-            " RETURNING users.user_id, users.version) SELECT user_id, version FROM known ",
+            " RETURNING users.user_id, users.version, users.spent) SELECT user_id, version, spent FROM known ",
             "WHERE (SELECT CASE WHEN COUNT(*) = CARDINALITY($26) THEN true ELSE conflict() END FROM known)"
         )
     };
 }
 
-const ADD: &str = write!(" AND users.account_id IS NULL AND (users.granted_until IS NULL OR users.granted_until <= $29)", "", "$30");
+const ADD: &str = write!("1", " AND users.account_id IS NULL AND (users.granted_until IS NULL OR users.granted_until <= $29)", "", "$30");
 const WRITE: &str = write!(
+    "2147483648",
     "",
     "of_accounts AS (INSERT INTO spend_by_day_of_account (account_id, day, spent, entries) \
      SELECT * FROM UNNEST($29::text[], $30::bigint[], $31::bigint[], $32::bigint[]) ON CONFLICT (account_id, day) DO UPDATE SET \
@@ -114,6 +138,9 @@ const NEW_HOLDS: &str = "INSERT INTO holds (id, user_id, account_id, amount, mod
 const CHANGED_HOLDS: &str = "UPDATE holds SET expires_at = s.expires_at, ended_at = s.ended_at, captured = s.captured, end_fingerprint = s.end_fingerprint \
      FROM UNNEST($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bytea[]) AS s(id, expires_at, ended_at, captured, end_fingerprint) \
      WHERE holds.id = s.id AND holds.ended_at IS NULL";
+/// What was told before, here or by another node, stays as it was told.
+const RAISE: &str = "INSERT INTO outbox (alert_id, alert_key, kind, user_id, message, details, created_at) \
+     SELECT * FROM UNNEST($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[]) ON CONFLICT (alert_id) DO NOTHING";
 const AUDIT: &str = "INSERT INTO audit (at, key_id, user_id, change, reason) VALUES ($1, $2, $3, $4, $5)";
 
 fn postgres(db: &mut Connection) -> Result<&mut PgConnection, StoreError> {
@@ -189,27 +216,24 @@ pub struct Before<'b> {
 
 /// Writes a batch in a transaction that has locked whom it concerns, and gives the versions that known users' rows have then: those of
 /// users and accounts go up by one. `slot` is any number.
-pub async fn write(
-    db: &mut Connection,
-    changes: &Changes,
-    before: &Before<'_>,
-    slot: u32,
-) -> Result<HashMap<UserId, RowVersion>, StoreError> {
-    let versions = write_entries(db, changes, Some(before), slot).await?;
+pub async fn write(db: &mut Connection, changes: &Changes, before: &Before<'_>, slot: u32) -> Result<HashMap<UserId, Row>, StoreError> {
+    let only_tells = changes.entries.is_empty() && changes.holds.is_empty();
+    let rows = if only_tells { HashMap::new() } else { write_entries(db, changes, Some(before), slot).await? };
     let db = postgres(db)?;
     write_holds(db, changes, before).await?;
     grants::draw_locked(db, &changes.draws).await?;
+    raise_on(db, &changes.alerts).await?;
     for correction in &changes.corrections {
         let change = json!({"correction": correction.id, "amount": correction.amount.decimal(), "model": correction.model});
         let query = sqlx::query(AUDIT).bind(micros(changes.at)).bind(&correction.key_id).bind(correction.user_id.as_str());
         query.bind(change.to_string()).bind(&correction.reason).execute(&mut *db).await?;
     }
-    Ok(versions)
+    Ok(rows)
 }
 
 /// Books the usage of known users who stand alone and have no open grants, in one statement that is a transaction by itself: it only adds, so it need not know what
 /// it adds to. `Ok` means that it is on the disk. A conflict where one of them is new, or has an account or a grant by now.
-pub async fn add(db: &mut Connection, changes: &Changes, slot: u32) -> Result<HashMap<UserId, RowVersion>, StoreError> {
+pub async fn add(db: &mut Connection, changes: &Changes, slot: u32) -> Result<HashMap<UserId, Row>, StoreError> {
     write_entries(db, changes, None, slot).await
 }
 
@@ -219,7 +243,7 @@ async fn write_entries(
     changes: &Changes,
     before: Option<&Before<'_>>,
     slot: u32,
-) -> Result<HashMap<UserId, RowVersion>, StoreError> {
+) -> Result<HashMap<UserId, Row>, StoreError> {
     let db = postgres(db)?;
     let mut entries: Vec<_> = changes.entries.iter().map(|entry| (id_hash(&entry.id), entry)).collect();
     // In the order of the key, so that two nodes that book the same ids wait for each other in one order.
@@ -289,9 +313,34 @@ async fn write_entries(
     }
     let query = query.bind(entries.iter().map(|(_, entry)| entry.consumption.detail.as_deref()).collect::<Vec<_>>());
     let rows = query.fetch_all(&mut *db).await?;
-    let read = |row: &PgRow| Ok::<_, StoreError>((user_id(row.try_get("user_id")?)?, row.try_get("version")?));
-    let versions = rows.iter().map(read).collect::<Result<_, _>>()?;
-    Ok(versions)
+    let read = |row: &PgRow| {
+        let spent = money(row.try_get("spent")?)?;
+        Ok::<_, StoreError>((user_id(row.try_get("user_id")?)?, Row { version: row.try_get("version")?, spent }))
+    };
+    rows.iter().map(read).collect()
+}
+
+/// Notes what is to be told, in the order of its ids, so that two nodes that tell the same wait for each other in one order.
+pub async fn raise(db: &mut Connection, alerts: &[Alert]) -> Result<(), StoreError> {
+    raise_on(postgres(db)?, alerts).await
+}
+
+async fn raise_on(db: &mut PgConnection, alerts: &[Alert]) -> Result<(), StoreError> {
+    if alerts.is_empty() {
+        return Ok(());
+    }
+    let mut alerts: Vec<_> = alerts.iter().map(|alert| (alert.id(), alert)).collect();
+    alerts.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+    let of = |text: &dyn Fn(&Alert) -> String| alerts.iter().map(|(_, alert)| text(alert)).collect::<Vec<String>>();
+    let query = sqlx::query(RAISE)
+        .bind(alerts.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>())
+        .bind(of(&|alert| alert.key.clone()))
+        .bind(of(&|alert| alert.kind.name().to_owned()))
+        .bind(alerts.iter().map(|(_, alert)| alert.user_id.as_ref().map(UserId::as_str)).collect::<Vec<_>>())
+        .bind(of(&|alert| alert.message.clone()))
+        .bind(of(&|alert| alert.details.clone()));
+    query.bind(alerts.iter().map(|(_, alert)| micros(alert.at)).collect::<Vec<_>>()).execute(db).await?;
+    Ok(())
 }
 
 async fn write_holds(db: &mut PgConnection, changes: &Changes, before: &Before<'_>) -> Result<(), StoreError> {

@@ -17,6 +17,7 @@ use tokio::sync::Mutex;
 use super::accounts::{account_id, money, user_id};
 use super::sqlite::{self, Anchor};
 use super::{PROBE, StoreError, corrupt, from_micros, ledger, micros};
+use crate::domain::alert::{Alert, AlertKind};
 use crate::domain::changes::Changes;
 use crate::domain::grants::Draw;
 use crate::domain::operation::{Booked, Consumption, Correction, Entry, Fingerprint, Hold, HoldEnd};
@@ -130,15 +131,18 @@ type Statement = Query<'static, Sqlite, SqliteArguments>;
 type Text<'a> = Cow<'a, str>;
 
 /// Lists without names: a batch is written a thousand times for each time that it is read.
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct Body<'a>(
     i64,
     #[serde(borrow)] Vec<EntryRow<'a>>,
     #[serde(borrow)] Vec<HoldRow<'a>>,
     #[serde(borrow)] Vec<CorrectionRow<'a>>,
-    /// Not there where there are none, as before there were grants.
-    #[serde(borrow, default, skip_serializing_if = "Vec::is_empty")]
+    /// Not there where this list and the one behind it are empty, as before there were grants.
+    #[serde(borrow, default)]
     Vec<DrawRow<'a>>,
+    /// Not there where it is empty, as before there were alerts.
+    #[serde(borrow, default)]
+    Vec<AlertRow<'a>>,
 );
 
 /// Kind, id, user, account, time, when it was recorded, fingerprint, what was consumed.
@@ -198,6 +202,17 @@ struct CorrectionRow<'a>(
 /// User, grant, the start of the window, amount.
 #[derive(Serialize, Deserialize)]
 struct DrawRow<'a>(#[serde(borrow)] Text<'a>, #[serde(borrow)] Text<'a>, i64, i64);
+
+/// Kind, key, user, message, details, when.
+#[derive(Serialize, Deserialize)]
+struct AlertRow<'a>(
+    #[serde(borrow)] Text<'a>,
+    #[serde(borrow)] Text<'a>,
+    #[serde(borrow)] Option<Text<'a>>,
+    #[serde(borrow)] Text<'a>,
+    #[serde(borrow)] Text<'a>,
+    i64,
+);
 
 fn text(text: &Option<String>) -> Option<Text<'_>> {
     text.as_deref().map(Text::from)
@@ -335,16 +350,43 @@ impl<'a> DrawRow<'a> {
     }
 }
 
+impl<'a> AlertRow<'a> {
+    fn of(alert: &'a Alert) -> Self {
+        let user = alert.user_id.as_ref().map(|user| user.as_str().into());
+        let (key, message, details) = ((&alert.key).into(), (&alert.message).into(), (&alert.details).into());
+        Self(alert.kind.name().into(), key, user, message, details, micros(alert.at))
+    }
+
+    fn read(self) -> Result<Alert, StoreError> {
+        let Self(kind, key, user, message, details, at) = self;
+        let known = AlertKind::ALL.into_iter().find(|known| known.name() == kind);
+        Ok(Alert {
+            kind: known.ok_or_else(|| corrupt(&format!("the journal: an alert of the kind {kind}")))?,
+            key: key.into_owned(),
+            user_id: owned(user).map(user_id).transpose()?,
+            message: message.into_owned(),
+            details: details.into_owned(),
+            at: from_micros(at)?,
+        })
+    }
+}
+
 fn write(changes: &Changes) -> Result<String, StoreError> {
-    let entries = changes.entries.iter().map(EntryRow::of).collect();
-    let holds = changes.holds.iter().map(HoldRow::of).collect();
-    let corrections = changes.corrections.iter().map(CorrectionRow::of).collect();
-    let draws = changes.draws.iter().map(DrawRow::of).collect();
-    serde_json::to_string(&Body(micros(changes.at), entries, holds, corrections, draws)).map_err(|error| corrupt(&error.to_string()))
+    let (at, entries) = (micros(changes.at), changes.entries.iter().map(EntryRow::of).collect::<Vec<_>>());
+    let holds = changes.holds.iter().map(HoldRow::of).collect::<Vec<_>>();
+    let corrections = changes.corrections.iter().map(CorrectionRow::of).collect::<Vec<_>>();
+    let draws = changes.draws.iter().map(DrawRow::of).collect::<Vec<_>>();
+    let alerts = changes.alerts.iter().map(AlertRow::of).collect::<Vec<_>>();
+    let text = match (draws.is_empty(), alerts.is_empty()) {
+        (true, true) => serde_json::to_string(&(at, entries, holds, corrections)),
+        (false, true) => serde_json::to_string(&(at, entries, holds, corrections, draws)),
+        (true | false, false) => serde_json::to_string(&(at, entries, holds, corrections, draws, alerts)),
+    };
+    text.map_err(|error| corrupt(&error.to_string()))
 }
 
 fn read(body: &str) -> Result<Changes, StoreError> {
-    let Body(at, entries, holds, corrections, draws) =
+    let Body(at, entries, holds, corrections, draws, alerts) =
         serde_json::from_str(body).map_err(|error| corrupt(&format!("the journal: {error}")))?;
     Ok(Changes {
         at: from_micros(at)?,
@@ -352,6 +394,7 @@ fn read(body: &str) -> Result<Changes, StoreError> {
         holds: holds.into_iter().map(HoldRow::read).collect::<Result<_, _>>()?,
         corrections: corrections.into_iter().map(CorrectionRow::read).collect::<Result<_, _>>()?,
         draws: draws.into_iter().map(DrawRow::read).collect::<Result<_, _>>()?,
+        alerts: alerts.into_iter().map(AlertRow::read).collect::<Result<_, _>>()?,
     })
 }
 
@@ -407,18 +450,33 @@ mod tests {
             reason: "why".to_owned(),
             key_id: "key_1".to_owned(),
         };
+        let alert = |user_id| Alert {
+            kind: AlertKind::BudgetThreshold,
+            key: "user tier daily x warn u".to_owned(),
+            user_id,
+            message: "u has \"used\" it".to_owned(),
+            details: r#"{"limit":0.1}"#.to_owned(),
+            at,
+        };
+        let alerts = vec![alert(Some(user.clone())), alert(None)];
         let changes = Changes {
             at,
             entries: [EntryKind::Usage, EntryKind::Capture, EntryKind::Correction].map(entry).to_vec(),
             holds: vec![hold(None), hold(Some(HoldEnd::Released { at })), hold(Some(captured))],
             corrections: vec![correction],
             draws: vec![Draw { user_id: user, grant: "g".into(), window_start: at, nanos: -5 }],
+            alerts,
         };
         assert_eq!(read(&write(&changes).unwrap()).unwrap(), changes);
-        // A batch that draws nothing is written as it was before there were grants, and read.
-        let before = Changes { draws: Vec::new(), ..changes };
-        let text = write(&before).unwrap();
-        assert_eq!(serde_json::from_str::<Vec<serde_json::Value>>(&text).unwrap().len(), 4);
-        assert_eq!(read(&text).unwrap(), before);
+        // A batch that tells nothing is written as it was before there were alerts, one that draws nothing as before there were grants.
+        let lists = |changes: &Changes| {
+            let text = write(changes).unwrap();
+            assert_eq!(read(&text).unwrap(), *changes);
+            serde_json::from_str::<Vec<serde_json::Value>>(&text).unwrap().len()
+        };
+        let drawing = Changes { alerts: Vec::new(), ..changes.clone() };
+        let telling = Changes { draws: Vec::new(), ..changes.clone() };
+        let neither = Changes { draws: Vec::new(), ..drawing.clone() };
+        assert_eq!([&changes, &drawing, &telling, &neither].map(lists), [6, 5, 6, 4]);
     }
 }

@@ -50,6 +50,10 @@ const HOLDS: (&str, &str) = (
      end_fingerprint = excluded.end_fingerprint WHERE holds.ended_at IS NULL",
 );
 
+/// What was told before stays as it was told.
+const ALERTS: (&str, &str) =
+    ("INSERT INTO outbox (alert_id, alert_key, kind, user_id, message, details, created_at) ", " ON CONFLICT (alert_id) DO NOTHING");
+
 /// Rows in one statement. A statement is prepared once for each of these sizes.
 const ROWS: [usize; 4] = [256, 32, 4, 1];
 
@@ -131,6 +135,14 @@ async fn write(db: &mut Connection, batches: &[&Changes]) -> Result<(), StoreErr
         row.push_bind(micros(hold.created_at)).push_bind(micros(hold.expires_at)).push_bind(hold.fingerprint.as_slice());
         row.push_bind(ended_at.map(|at| micros(*at))).push_bind(captured).push_bind(end_fingerprint).push_bind(hold.answer.as_str());
         row.push_bind(hold.provider.as_deref());
+    })
+    .await?;
+    let mut alerts: Vec<_> = batches.iter().flat_map(|changes| &changes.alerts).map(|alert| (alert.id(), alert)).collect();
+    alerts.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+    bulk(db, ALERTS, &alerts, |row, (id, alert)| {
+        row.push_bind(id.clone()).push_bind(alert.key.as_str()).push_bind(alert.kind.name());
+        row.push_bind(alert.user_id.as_ref().map(UserId::as_str)).push_bind(alert.message.as_str());
+        row.push_bind(alert.details.as_str()).push_bind(micros(alert.at));
     })
     .await?;
     grants::draw(db, batches.iter().flat_map(|changes| &changes.draws)).await?;

@@ -7,6 +7,7 @@ mod app;
 mod asking;
 mod attack;
 mod auth;
+mod budget_alerts;
 mod canary;
 mod cancelled;
 mod caps;

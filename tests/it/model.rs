@@ -1,5 +1,7 @@
 //! The same random operations on a plain model and on the real thing, every answer compared; clock steps and restarts included.
 
+use std::collections::BTreeSet;
+
 use chrono::{DateTime, TimeDelta, Utc};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -70,6 +72,10 @@ struct PlainHold {
 struct Model {
     rows: Vec<Row>,
     holds: Vec<PlainHold>,
+    /// What must be told: every mark that a step left reached.
+    must: BTreeSet<String>,
+    /// What may be told as well: budgets by which a call was refused.
+    may: BTreeSet<String>,
 }
 
 const DAILY: i64 = 50;
@@ -108,6 +114,42 @@ impl Model {
             (WEEKLY_OF_ALL, self.spent(None, week, week + 7), self.held(None, now)),
             (TOTAL_OF_ALL, self.spent(None, i64::MIN, i64::MAX), self.held(None, now)),
         ]
+    }
+
+    /// The beginnings and ends of the keys of [`Model::budgets`].
+    fn keys(user: usize, now: DateTime<Utc>) -> [(String, &'static str); 4] {
+        use chrono::Datelike;
+        let start = |day: i64| spendgate::domain::period::rfc3339(DateTime::from_timestamp(day * 86_400, 0).unwrap());
+        let today = start_of(|_| 0, now);
+        let week = start_of(|now| i64::from(now.weekday().num_days_from_monday()), now);
+        let month = start_of(|now| i64::from(now.day0()), now);
+        [
+            (format!("user tier daily {}", start(today)), USERS[user]),
+            (format!("user tier monthly {}", start(month)), USERS[user]),
+            (format!("all global weekly {}", start(week)), ""),
+            ("all global total ever".to_owned(), ""),
+        ]
+    }
+
+    /// Notes which marks are reached of `user`, where something of his was added, and of all together.
+    fn note(&mut self, user: Option<usize>, now: DateTime<Utc>) {
+        let budgets = self.budgets(user.unwrap_or_default(), now);
+        for (index, ((limit, spent, held), (begin, name))) in budgets.iter().zip(Self::keys(user.unwrap_or_default(), now)).enumerate() {
+            // The user's own budgets are graceful, those of all together strict.
+            let marks: &[_] = if index < 2 { &[("warn", 80), ("degrade", 90), ("block", 100)] } else { &[("warn", 80), ("block", 100)] };
+            let used = (spent + held) * 100;
+            for (mark, percent) in marks.iter().filter(|_| 2 <= index || user.is_some()) {
+                if 0 < used && limit * percent <= used {
+                    self.must.insert(format!("{begin} {mark} {name}").trim_end().to_owned());
+                }
+            }
+        }
+    }
+
+    /// Notes that a call was refused; by which budget is not asked.
+    fn note_refusal(&mut self, user: usize, now: DateTime<Utc>) {
+        let keys = Self::keys(user, now).map(|(begin, name)| format!("{begin} block {name}").trim_end().to_owned());
+        self.may.extend(keys);
     }
 
     fn blocks(&self, user: usize, nanos: i64, now: DateTime<Utc>) -> bool {
@@ -277,7 +319,27 @@ async fn compare(steps: &[Step]) -> Result<(), TestCaseError> {
     let mut model = Model::default();
     for (index, step) in steps.iter().enumerate() {
         let (plain, real) = both(step, &mut model, &mut app).await;
-        prop_assert_eq!(plain, real, "step {}: {:?}", index, step);
+        prop_assert_eq!(&plain, &real, "step {}: {:?}", index, step);
+        let adds = match step {
+            Step::Spend { user, .. } if plain == "done" => Some(*user),
+            Step::Hold { user, .. } if plain == "done null" => {
+                model.note_refusal(*user, app.now());
+                None
+            }
+            Step::Hold { user, .. } if plain.starts_with("done") => Some(*user),
+            Step::Capture { id, .. } if plain == "done" => model.holds.iter().find(|hold| hold.id == *id).map(|hold| hold.user),
+            Step::Spend { .. }
+            | Step::Hold { .. }
+            | Step::Capture { .. }
+            | Step::Release { .. }
+            | Step::Extend { .. }
+            | Step::Correct { .. }
+            | Step::Clock { .. }
+            | Step::Restart => None,
+        };
+        if !matches!(step, Step::Clock { .. } | Step::Restart) {
+            model.note(adds, app.now());
+        }
         if matches!(step, Step::Clock { .. }) {
             // A check would bring memory up to date; the next write is to find it old.
             continue;
@@ -290,9 +352,17 @@ async fn compare(steps: &[Step]) -> Result<(), TestCaseError> {
                 prop_assert_eq!(budget["held"].as_f64(), number_of(held).as_f64(), "held of {} after step {}: {:?}", user, index, step);
             }
             prop_assert_eq!(&answer["action"], model.action(number, app.now()), "{} after step {}: {:?}", user, index, step);
+            if answer["action"] == "BLOCK" {
+                model.note_refusal(number, app.now());
+            }
         }
     }
     app.stop().await;
+    let told: BTreeSet<String> = app.column("SELECT alert_key FROM outbox").await.into_iter().collect();
+    let missing: Vec<_> = model.must.difference(&told).collect();
+    prop_assert!(missing.is_empty(), "not told: {:?}", missing);
+    let wrong: Vec<_> = told.iter().filter(|key| !model.must.contains(*key) && !model.may.contains(*key)).collect();
+    prop_assert!(wrong.is_empty(), "told without a reason: {:?}", wrong);
     Ok(())
 }
 

@@ -80,19 +80,22 @@ fn what_the_reader_takes_the_schema_takes() {
         .replace("# global:\n#   budgets", "global:\n  budgets")
         .replace("#   policy: strict", "  policy: strict")
         .replace("    # thresholds: {", "    thresholds: {")
+        .replace("    # alerts: [", "    alerts: [")
         .replace("    # models: {", "    models: {")
         .replace("    # unknown_model: refuse", "    unknown_model: { price_as: gpt-4o }")
         .replace("    # markup_pct: 20", "    markup_pct: 20.5")
         .replace("    # on_store_down: block", "    on_store_down: allow")
         .replace("    # scope: user", "    scope: account")
         .replace("    # per_seat: false", "    per_seat: true");
-    assert!(7 <= uncommented.lines().filter(|line| !TIERS.lines().any(|other| other == *line)).count());
+    assert!(8 <= uncommented.lines().filter(|line| !TIERS.lines().any(|other| other == *line)).count());
     tiers_file::read(&uncommented, prices()).unwrap();
     passes(&tiers, &uncommented);
     for tier in [
         "{ rank: -1, budgets: {}, policy: monitor }",
         "{ rank: 0, budgets: { daily: '0.10', total: 1e-7 }, thresholds: { block: 82.25 } }",
-        "{ rank: 0, budgets: {}, policy: soft, thresholds: { degrade: null } }",
+        "{ rank: 0, budgets: {}, policy: soft, thresholds: { degrade: null }, alerts: none }",
+        "{ rank: 0, budgets: {}, policy: monitor, alerts: [] }",
+        "{ rank: 0, budgets: {}, policy: monitor, alerts: [1, warn, '82.25', 1000] }",
         "{ rank: 0, budgets: {}, policy: monitor, unknown_model: flag, degrade_to: { a: b }, models: { deny: [] } }",
     ] {
         let text = format!(

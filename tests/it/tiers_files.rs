@@ -15,7 +15,9 @@ use spendgate::domain::user::UserId;
 use crate::app::{TIERS, prices};
 
 /// File, where (line:column), what is said.
-const FAULTS: [(&str, &str, &str); 37] = [
+const FAULTS: [(&str, &str, &str); 39] = [
+    ("alerts_not_a_mark", "4:64", "`alerts: 0.5` must be warn, degrade, block, or a percentage of the limit from 1 to 1000"),
+    ("alerts_twice", "4:70", "`alerts: warn` is there twice"),
     ("anchor", "12:16", "write the value out"),
     ("default_missing", "1:1", "`default_tier` is missing; name the tier of users who pay for nothing"),
     ("default_unknown", "2:15", "`default_tier: fere` is not a tier; use one of free, pro"),

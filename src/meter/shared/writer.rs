@@ -10,15 +10,15 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::time::Instant;
 use tracing::{Instrument, error, info_span, warn};
 
-use super::{Kept, Known, Shared, distinct, members};
+use super::doubt::Doubt;
+use super::{Kept, Known, Shared, alerts, distinct, members};
 use crate::domain::book::{Book, SpentByDay};
 use crate::domain::catalogue::Catalogue;
-use crate::domain::changes::Changes;
 use crate::domain::ledger::{DayOfModel, Ledger, Payer, SpentIn, day};
 use crate::domain::money::Money;
-use crate::domain::operation::{EntryKind, Hold, Operation};
+use crate::domain::operation::{Hold, Operation};
 use crate::domain::user::{AccountId, UserId};
-use crate::meter::batch::{BATCH_MAX, accounts, changed_users, entry_ids, hold_id, size, step, users};
+use crate::meter::batch::{BATCH_MAX, accounts, changed_users, entry_ids, hold_id, is_awaited, size, step, users};
 use crate::meter::{Reply, Request, WriteError, load};
 use crate::store::batch::{self, Before, RowVersion, UserVersion};
 use crate::store::{Connection, StoreError, Tx, holds, ledger};
@@ -32,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Between two tries while there is no primary.
 const PAUSE: Duration = Duration::from_millis(50);
 /// A database that takes longer for one try does not answer.
-const TIMEOUT: Duration = Duration::from_secs(3);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What is believed of the ids of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,38 +59,15 @@ impl From<StoreError> for Failed {
     }
 }
 
-type Replies = Vec<Result<Reply, WriteError>>;
+pub(super) type Replies = Vec<Result<Reply, WriteError>>;
 
 /// A batch that is done.
-struct Written {
+pub(super) struct Written {
     replies: Replies,
     /// Whether any of it changed anything.
-    anything: bool,
-}
-
-/// A batch whose commit was sent and not answered.
-struct Doubt {
-    changes: Changes,
-    replies: Replies,
-    /// The holds that it found.
-    found: HashSet<String>,
-}
-
-impl Doubt {
-    /// Whether it was committed, by what is there now. A batch is there as a whole or not at all, so one of its rows tells, if it was not
-    /// there before: a record, or a hold that it made. Where it has none, each operation finds by its hold that it was done.
-    fn is_done(&self, ledger: &Ledger) -> bool {
-        let booked = self.changes.entries.iter().any(|entry| {
-            let known = ledger.booked.get(&(entry.kind, entry.id.clone()));
-            entry.kind != EntryKind::Capture && known == Some(&entry.booked)
-        });
-        let made = |hold: &&Hold| !self.found.contains(&*hold.id);
-        let same = |hold: &Hold| {
-            let known = ledger.holds.get(&*hold.id);
-            known.is_some_and(|known| (known.created_at, known.fingerprint) == (hold.created_at, hold.fingerprint))
-        };
-        booked || self.changes.holds.iter().filter(made).any(same)
-    }
+    pub(super) anything: bool,
+    /// Of these others have spent meanwhile, so whether anything is to be told of them has to be looked up.
+    pub(super) unseen: Vec<UserId>,
 }
 
 /// Writes until nobody can ask any more.
@@ -129,14 +106,16 @@ impl Shared {
     }
 
     async fn answer<T>(&self, kept: &mut Kept, batch: Vec<Request>, turn: T) {
-        self.health.begin(self.now());
+        if is_awaited(&batch) {
+            self.health.begin(self.now());
+        }
         let (begun, records) = (Instant::now(), batch.iter().map(|request| size(&request.operation)).sum());
         let span = info_span!("batch", requests = batch.len(), records);
         let written = self.write(kept, &batch, turn).instrument(span).await;
         self.writes.wrote(records, begun.elapsed(), written.is_ok());
         self.health.end();
         match written {
-            Ok(Written { replies, anything }) => {
+            Ok(Written { replies, anything, unseen: _ }) => {
                 // A batch of repeats and refusals wrote nothing, and proves nothing.
                 if anything {
                     self.health.set(true);
@@ -197,7 +176,10 @@ impl Shared {
             };
             let tried = tokio::time::timeout(TIMEOUT, attempt).await;
             let error = match tried {
-                Ok(Ok(written)) => return Ok(written),
+                Ok(Ok(written)) => {
+                    self.look(kept, &catalogue, &written).await;
+                    return Ok(written);
+                }
                 Ok(Err(Failed::Conflict)) => {
                     conflicts += 1;
                     self.retries.fetch_add(1, Ordering::Relaxed);
@@ -236,7 +218,8 @@ impl Shared {
             | Operation::Capture { .. }
             | Operation::Release { .. }
             | Operation::Extend { .. }
-            | Operation::Correct(_) => false,
+            | Operation::Correct(_)
+            | Operation::Tell { .. } => false,
         };
         if !batch.iter().all(is_plain) {
             return Ok(None);
@@ -257,8 +240,8 @@ impl Shared {
         let mut ledger = empty(payers, all);
         let replies: Replies = batch.iter().map(|request| step(&mut ledger, request, catalogue, now)).collect();
         let changes = ledger.changes(now);
-        // What is refused is refused by what the database has, not by what is remembered.
-        if changes.is_empty() || replies.iter().any(Result::is_err) {
+        // What is refused or told is so by what the database has, not by what is remembered.
+        if changes.is_empty() || !changes.alerts.is_empty() || replies.iter().any(Result::is_err) {
             return Ok(None);
         }
         let mut db = kept.take(self).await?;
@@ -276,17 +259,19 @@ impl Shared {
         };
         let replies = doubt.take().map(|doubt| doubt.replies).unwrap_or_default();
         kept.give_back(db);
+        let mut unseen = Vec::new();
         for (user, mut payer) in ledger.payers {
+            let Some(((before, as_of), row)) = known.get(&user).zip(written.get(&user)) else { continue };
             // Where nobody else wrote it meanwhile, what was remembered was right, and so is what has come of it.
             // Who pays for him was not asked for, so he is as old as he was.
-            if let Some(((before, as_of), row)) =
-                known.get(&user).zip(written.get(&user)).filter(|((before, _), row)| before.row + 1 == **row)
-            {
+            if before.row + 1 == row.version {
                 payer.book.prune(now);
-                self.keep_user(&user, Known::new(UserVersion::written(Some(before), *row), *as_of, generation, Arc::new(payer)));
+                self.keep_user(&user, Known::new(UserVersion::written(Some(before), row.version), *as_of, generation, Arc::new(payer)));
+            } else if alerts::may_be_due(&payer, before.row, row, catalogue, now) {
+                unseen.push(user);
             }
         }
-        Ok(Some(Written { replies, anything: true }))
+        Ok(Some(Written { replies, anything: true, unseen }))
     }
 
     async fn attempt(
@@ -310,7 +295,16 @@ impl Shared {
             return Err(Failed::Conflict);
         }
         let before = Before { users: &versions.keys().cloned().collect(), holds: &held.keys().cloned().collect() };
-        let admits = batch.iter().any(|request| matches!(request.operation, Operation::Hold(_)));
+        let needs_all = |request: &Request| match &request.operation {
+            Operation::Hold(_) => true,
+            Operation::Tell { refused, .. } => refused.is_of_all(),
+            Operation::Record(_)
+            | Operation::Capture { .. }
+            | Operation::Release { .. }
+            | Operation::Extend { .. }
+            | Operation::Correct(_) => false,
+        };
+        let admits = batch.iter().any(needs_all);
         let (payers, known) = self.payers(db, catalogue, &whom, &versions, generation, now).await?;
         let days = days(db, batch).await?;
         let mut whose: Vec<AccountId> = accounts(&payers, &held, &days).into_iter().collect();
@@ -328,11 +322,19 @@ impl Shared {
         if doubt.as_ref().is_some_and(|doubt| doubt.is_done(&ledger)) {
             // Where this is not answered either, it is still in doubt, and looked for again.
             kept.give_back(tx.commit_and_keep().await?);
-            return Ok(Written { replies: doubt.take().map(|doubt| doubt.replies).unwrap_or_default(), anything: true });
+            let replies = doubt.take().map(|doubt| doubt.replies).unwrap_or_default();
+            return Ok(Written { replies, anything: true, unseen: Vec::new() });
         }
         // What was not there will not be: its locks are ours now.
         *doubt = None;
-        let replies: Replies = batch.iter().map(|request| step(&mut ledger, request, catalogue, now)).collect();
+        let step = |request: &Request| {
+            let reply = step(&mut ledger, request, catalogue, now);
+            if admits {
+                ledger.tell_of_all(catalogue, now);
+            }
+            reply
+        };
+        let replies: Replies = batch.iter().map(step).collect();
         if ids == Ids::New && replies.iter().any(Result::is_err) {
             // What is refused may have been booked before, and then it is answered as it was.
             self.repeats.store(LOOKS, Ordering::Relaxed);
@@ -341,7 +343,7 @@ impl Shared {
         let changes = ledger.changes(now);
         if changes.is_empty() {
             kept.give_back(tx.commit_and_keep().await?);
-            return Ok(Written { replies, anything: false });
+            return Ok(Written { replies, anything: false, unseen: Vec::new() });
         }
         let db = tx.connection()?;
         let written = batch::write(db, &changes, &before, fastrand::u32(..)).await?;
@@ -353,13 +355,14 @@ impl Shared {
         let replies = doubt.take().map(|doubt| doubt.replies).unwrap_or_default();
         for (user, mut payer) in ledger.payers.into_iter().filter(|(user, _)| changed.contains(user)) {
             payer.book.prune(now);
-            // A row that is new has no version yet.
-            let row = written.get(&user).copied().unwrap_or_default();
             let before = known.get(&user);
+            // A row that is new has no version yet; one of whom something was only told has the one that it had.
+            let row = written.get(&user).map(|row| row.version).or(before.map(|(version, _)| version.row)).unwrap_or_default();
             let as_of = before.map_or(now, |(_, as_of)| *as_of);
             let version = UserVersion::written(before.map(|(version, _)| version), row);
             self.keep_user(&user, Known::new(version, as_of, generation, Arc::new(payer)));
         }
+        self.keep_told(&ledger.all, now);
         for (account, mut pool) in ledger.accounts {
             pool.prune(now);
             if let Some(version) = pool_versions.get(&account) {
@@ -367,12 +370,12 @@ impl Shared {
                 self.keep_account(&account, Known::new(version, now, generation, Arc::new(pool)));
             }
         }
-        Ok(Written { replies, anything: true })
+        Ok(Written { replies, anything: true, unseen: Vec::new() })
     }
 
     /// The users of a batch, from memory where it has the version that is locked, and the versions by which they are known. What pays for
     /// them is asked for too: it decides what is admitted, what tokens cost, and what grants are drawn on.
-    async fn payers(
+    pub(super) async fn payers(
         &self,
         db: &mut Connection,
         catalogue: &Catalogue,
@@ -454,12 +457,14 @@ impl Shared {
         }
         batch::lock_all(db).await?;
         let open = held.values().filter(|hold| hold.is_open(now)).map(Hold::promise).collect();
-        self.read_all(catalogue, db, open, now).await
+        let mut all = self.read_all(catalogue, db, open, now).await?;
+        self.put_told(&mut all);
+        Ok(all)
     }
 }
 
 /// A ledger in which nothing else is known.
-fn empty(payers: HashMap<UserId, Payer>, all: Book) -> Ledger {
+pub(super) fn empty(payers: HashMap<UserId, Payer>, all: Book) -> Ledger {
     Ledger {
         booked: HashMap::new(),
         holds: HashMap::new(),
@@ -471,6 +476,7 @@ fn empty(payers: HashMap<UserId, Payer>, all: Book) -> Ledger {
         touched_holds: BTreeSet::new(),
         corrections: Vec::new(),
         draws: Vec::new(),
+        alerts: Vec::new(),
     }
 }
 
