@@ -297,7 +297,7 @@ mod tests {
         check("LISTEN_ADDR", "127.0.0.1:99999");
         check("LISTEN_ADDR", &format!("unix:/{}", "s".repeat(90)));
         check("AUTHENTICATION", "none");
-        check("METRICS_ADDR", "9090");
+        check("METRICS_ADDR", "localhost:metrics");
         check("DATABASE_URL", "mysql://x");
         check("DATABASE_URL", "postgres://user:password@db");
         check("DATABASE_URL", "sqlite::memory:");

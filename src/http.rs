@@ -28,7 +28,7 @@ mod page;
 mod prices;
 mod reconciliation;
 mod reload;
-mod request_id;
+pub mod request_id;
 pub mod serve;
 mod simulate;
 mod tiers;
@@ -73,7 +73,7 @@ use gate::Gate;
 use key_ring::KeyRing;
 use lanes::{Lane, Lanes};
 use notices::Notices;
-use request_id::RequestId;
+use request_id::{REQUEST_NAMED, RequestId};
 use serve::{Limits, Listener};
 
 /// What every door needs.
@@ -184,7 +184,7 @@ impl Doors {
         let response = match (user, &id) {
             (Some(user), None) => enforcement::at_once(self.app.clone(), &head, user).await,
             (Some(user), Some(id)) => {
-                let span = error_span!("request", request_id = %id.shown());
+                let span = error_span!(target: REQUEST_NAMED, "request", request_id = %id.shown());
                 enforcement::at_once(self.app.clone(), &head, user).instrument(span).await
             }
             (None, _) => return self.route(Request::from_parts(head, body), id.unwrap_or_else(RequestId::made)).await,
@@ -196,7 +196,7 @@ impl Doors {
     async fn route(&self, request: Request<Incoming>, id: RequestId) -> Result<Response, Infallible> {
         let (head, body) = request.into_parts();
         let body = Body::new(Arriving::new(body, &head.headers, self.limits));
-        let span = error_span!("request", request_id = %id.shown());
+        let span = error_span!(target: REQUEST_NAMED, "request", request_id = %id.shown());
         let response = self.router.call(Request::from_parts(head, body)).instrument(span).await?;
         Ok(request_id::mark(response, Some(id)))
     }

@@ -9,9 +9,10 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, fmt, registry};
 
 use crate::config::watching::{LogFormat, Watching};
+use crate::http::request_id::REQUEST_NAMED;
 use crate::telemetry::traces::Traces;
 
-/// Starts both, for the whole process. Spans are made for the collector alone: in the log each line stands for itself. Gives what is to be
+/// Starts both, for the whole process. Spans are made for the collector alone, but for the name of the request that a line of the log is about. Gives what is to be
 /// stopped at the end.
 pub fn start(
     watching: &Watching,
@@ -24,10 +25,12 @@ pub fn start(
     let by_default = if is_service && !is_terminal { LogFormat::Json } else { LogFormat::Text };
     let lines = fmt::layer().with_writer(std::io::stderr);
     let lines = match watching.log_format.unwrap_or(by_default) {
-        LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed(),
         LogFormat::Text => lines.with_ansi(is_terminal).boxed(),
     };
     let events = FilterFn::new(|metadata: &Metadata<'_>| metadata.is_event()).with_max_level_hint(LevelFilter::TRACE);
+    // Whatever is logged, it says of which request it is.
+    let named = FilterFn::new(|metadata: &Metadata<'_>| metadata.target() == REQUEST_NAMED).with_max_level_hint(LevelFilter::ERROR);
     let traces = match watching.traces.as_ref().filter(|_| is_service) {
         Some(settings) => Some(Traces::start(settings, runtime).map_err(|why| format!("OTEL_EXPORTER_OTLP_ENDPOINT: {why}"))?),
         None => None,
@@ -39,6 +42,6 @@ pub fn start(
         let ours = |metadata: &Metadata<'_>| metadata.is_span() && metadata.target().starts_with("spendgate");
         layer.with_filter(FilterFn::new(ours).with_max_level_hint(LevelFilter::INFO))
     });
-    registry().with(lines.with_filter(filter.and(events))).with(spans).init();
+    registry().with(lines.with_filter(filter.and(events).or(named))).with(spans).init();
     Ok(traces)
 }

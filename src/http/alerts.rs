@@ -23,7 +23,7 @@ use crate::store::outbox::{self, Delivery, Filter, Listed, Place, State as Progr
 const BODY_BYTES_MAX: usize = 64 * 1024;
 
 #[derive(Debug, Serialize, ToSchema)]
-#[schema(as = Alert)]
+#[schema(as = RaisedAlert)]
 struct AlertView {
     alert_id: String,
     #[schema(value_type = AlertKindName)]

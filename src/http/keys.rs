@@ -113,6 +113,7 @@ struct MadeView {
     view: KeyView,
     /// The key whose place it took.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     replaced: Option<KeyView>,
 }
 

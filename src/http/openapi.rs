@@ -1,7 +1,7 @@
 //! The description of the doors in OpenAPI 3.1, made from the handlers themselves.
 //!
 //! A new door is described where it stands:
-//! 1. `#[utoipa::path(post, path = "/v1/…", tag = "…", operation_id = "…", request_body = …, responses((status = 200, description = "…",
+//! 1. `#[utoipa::path(post, path = "…", tag = "…", operation_id = "…", request_body = …, responses((status = 200, description = "…",
 //!    body = …)), security(("bearer" = ["write"])))]` above the handler, with the scope that it requires; `security(())` where none is needed.
 //!    Its doc comment becomes the description.
 //! 2. `ToSchema` on what it reads and answers, `IntoParams` on a query. A name that another view has too gets `#[schema(as = …)]`. What

@@ -8,6 +8,8 @@ use axum::response::Response;
 
 use super::error::Problem;
 
+/// The target of the spans by which lines of the log name their request; nobody collects them.
+pub const REQUEST_NAMED: &str = "request";
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// A longer one is not kept.
 const BYTES_MAX: usize = 128;

@@ -135,7 +135,7 @@ async fn every_probe_asks_a_door_that_answers() {
 
 /// How long the service itself waits for what is in flight, in seconds.
 fn shutdown_seconds() -> u64 {
-    let needle = "SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(";
+    let needle = "shutdown: Duration::from_secs(";
     let text = file("src/http/serve.rs");
     let told = text.split_once(needle).unwrap_or_else(|| panic!("src/http/serve.rs has no {needle}")).1;
     told.split_once(')').unwrap().0.parse().unwrap()

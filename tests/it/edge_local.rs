@@ -114,7 +114,7 @@ async fn the_log_names_the_request_that_a_line_is_about() {
     raw.send(&request("POST", "/webhooks/stripe", "stripe-signature: t=1,v1=00\r\nx-request-id: call-7\r\n", "{}")).await;
     assert_eq!(raw.status().await, Some(400));
     let line = log.find(|line| line.contains("a delivery was refused")).unwrap();
-    assert!(line.contains("request_id=call-7"), "{line}");
+    assert!(line.contains("\"request_id\":\"call-7\""), "{line}");
     assert!(Command::new("kill").arg(child.id().to_string()).status().unwrap().success());
     assert!(log.any(|line| line.contains("stopped")));
     assert!(child.wait().unwrap().success());

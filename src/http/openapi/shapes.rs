@@ -96,8 +96,8 @@ looks! {
     Moment, "Moment": format(KnownFormat::DateTime);
     Tokens, "Tokens": integer(0, AMOUNT_MAX);
     KeyScopes, "Scopes": ArrayBuilder::new().items(names(KeyScope::ALL.map(KeyScope::name))).min_items(Some(1));
-    Lifetime, "Lifetime": integer(seconds(LIFETIME_SECONDS.start()), seconds(LIFETIME_SECONDS.end())).description(Some("seconds"));
-    Overlap, "Overlap": integer(seconds(OVERLAP_SECONDS.start()), seconds(OVERLAP_SECONDS.end())).description(Some("seconds"));
+    Lifetime, "KeyLifetime": integer(seconds(LIFETIME_SECONDS.start()), seconds(LIFETIME_SECONDS.end())).description(Some("seconds"));
+    Overlap, "KeyOverlap": integer(seconds(OVERLAP_SECONDS.start()), seconds(OVERLAP_SECONDS.end())).description(Some("seconds"));
     Ttl, "Ttl": integer(1, TTL_MAX).description(Some("seconds"));
     Money, "Money": ObjectBuilder::new().schema_type(Type::Number).minimum(Some(0)).description(Some("dollars"));
     Percent, "Percent": ObjectBuilder::new().schema_type(Type::Number).minimum(Some(0));
@@ -457,6 +457,10 @@ struct StripeSync {
 #[derive(ToSchema)]
 pub struct Ready {
     status: String,
+    /// `writable`.
+    store: String,
+    /// The migration that the database has.
+    schema: u64,
     webhook: String,
     stripe_sync: StripeSync,
     retried_batches: u64,
