@@ -47,7 +47,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderMap, Method, Request, Uri};
+use axum::http::{Method, Request};
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
 use hyper::body::{Body as _, Incoming};
@@ -75,6 +75,9 @@ use lanes::{Lane, Lanes};
 use notices::Notices;
 use request_id::{REQUEST_NAMED, RequestId};
 use serve::{Limits, Listener};
+
+/// Connections at once to `METRICS_ADDR`.
+const METRICS_CONNECTIONS_MAX: usize = 64;
 
 /// What every door needs.
 pub struct App {
@@ -125,7 +128,7 @@ impl App {
         work: impl Future<Output = Result<(T, Touched), StoreError>> + Send + 'static,
     ) -> Result<T, StoreError> {
         let app = self.clone();
-        let done = tokio::spawn(async move {
+        let work = async move {
             let done = work.await;
             forget(&app.meter, done.as_ref().map_or(&Touched::Many, |(_, touched)| touched));
             if let Some(asker) = &app.asker {
@@ -133,7 +136,9 @@ impl App {
             }
             app.teller.wake();
             done
-        });
+        };
+        // Its lines in the log are of this request.
+        let done = tokio::spawn(work.in_current_span());
         done.await.unwrap_or_else(|_| Err(StoreError::torn())).map(|(done, _)| done)
     }
 }
@@ -187,6 +192,13 @@ impl Doors {
                 let span = error_span!(target: REQUEST_NAMED, "request", request_id = %id.shown());
                 enforcement::at_once(self.app.clone(), &head, user).instrument(span).await
             }
+            (None, _) if gate::is_at(path) => match &id {
+                None => gate::ask(State(self.app.clone()), head.headers).await.into_response(),
+                Some(id) => {
+                    let span = error_span!(target: REQUEST_NAMED, "request", request_id = %id.shown());
+                    gate::ask(State(self.app.clone()), head.headers).instrument(span).await.into_response()
+                }
+            },
             (None, _) => return self.route(Request::from_parts(head, body), id.unwrap_or_else(RequestId::made)).await,
         };
         Ok(request_id::mark(response, id))
@@ -209,6 +221,8 @@ pub async fn serve_metrics(listener: Listener, limits: Limits, app: Arc<App>) {
         let router = router.clone();
         async move { router.call(request).await }
     };
+    // Scrapers are few; whoever else comes is not to take the handles that checks need.
+    let limits = Limits { connections: METRICS_CONNECTIONS_MAX, ..limits };
     if let Err(error) = serve::serve(listener, None, limits, Arc::default(), answer, std::future::pending()).await {
         tracing::error!(%error, "metrics are served no more: {error}");
     }
@@ -266,13 +280,9 @@ fn doors() -> OpenApiRouter<Arc<App>> {
 fn router(app: Arc<App>) -> Router {
     let (router, _) = doors().split_for_parts();
     router
-        .fallback(async |State(app): State<Arc<App>>, uri: Uri, headers: HeaderMap| match gate::is_at(uri.path()) {
-            true => gate::ask(State(app), headers).await,
-            false => Err(Problem::new(ErrorCode::NotFound, "there is nothing at this path; docs/API.md lists what there is")),
-        })
-        .method_not_allowed_fallback(async |State(app): State<Arc<App>>, uri: Uri, headers: HeaderMap| match gate::is_at(uri.path()) {
-            true => gate::ask(State(app), headers).await,
-            false => Err(Problem::new(ErrorCode::MethodNotAllowed, "this path takes another method; the Allow header says which")),
+        .fallback(async || Problem::new(ErrorCode::NotFound, "there is nothing at this path; docs/API.md lists what there is"))
+        .method_not_allowed_fallback(async || {
+            Problem::new(ErrorCode::MethodNotAllowed, "this path takes another method; the Allow header says which")
         })
         .with_state(app)
 }

@@ -280,7 +280,7 @@ pub struct Telemetry {
     pub decisions: Decisions,
     pub requests: Requests,
     pub deliveries: Deliveries,
-    /// Checks that were answered BLOCK because the store could not be read.
+    /// Checks that were answered by their tier's policy because the store could not be read.
     pub unreadable_checks: Counter,
     /// Requests that were answered with an error because the store failed.
     pub failed_requests: Counter,

@@ -14,6 +14,7 @@ use super::body::Name;
 use super::enforcement::{decide, json, with_retry};
 use super::error::{ErrorCode, Problem};
 use super::holds::json_text;
+use super::openapi::shapes::Amount;
 use super::view::DecisionView;
 use crate::domain::decide::{Action, Reason};
 use crate::domain::judge::Ask;
@@ -91,7 +92,14 @@ pub fn is_at(path: &str) -> bool {
     responses(
         (status = 200, description = "ALLOW, WARN or DEGRADE: the call may go on", headers(("X-Spendgate-Action" = String, description = "the action"))),
         (status = 402, description = "BLOCK; another status where GATE_BLOCK_STATUS says so", body = DecisionView, content_type = "application/json"),
+        (status = 403, description = "BLOCK, where GATE_BLOCK_STATUS is 403", body = DecisionView, content_type = "application/json"),
+        (status = 429, description = "BLOCK, where GATE_BLOCK_STATUS is 429", body = DecisionView, content_type = "application/json"),
         (status = 503, description = "BLOCK, since the store is away", body = DecisionView, content_type = "application/json"),
+    ),
+    params(
+        ("X-User-Id" = UserId, Header, description = "who calls; GATE_USER_HEADER names it otherwise"),
+        ("X-Model" = Option<Name>, Header, description = "GATE_MODEL_HEADER names it otherwise"),
+        ("X-Estimated-Cost" = Option<Amount>, Header, description = "GATE_COST_HEADER names it otherwise"),
     ),
     security(("bearer" = ["check"])),
     extensions(("x-problem-codes" = json!([ErrorCode::HeaderMissing, ErrorCode::HeaderInvalid]))),

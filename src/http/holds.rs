@@ -1,6 +1,6 @@
 //! The two-phase way to spend: reserve the estimate, settle the actual.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Json;
 use axum::body::Body;
@@ -140,9 +140,13 @@ struct Reserved<'c> {
 /// Decides and reserves in one step. The answer is JSON text: a repeat is answered with the very first one.
 pub async fn reserve(app: &Arc<App>, ask: HoldAsk) -> Result<String, Problem> {
     let (shown, user) = (app.clone(), ask.user_id.clone());
+    // It may be judged several times before it is written, and is counted once it is answered.
+    let judged = Arc::new(Mutex::new(None));
+    let kept = judged.clone();
     let present: Present = Box::new(move |hold, standing, judged| {
         // If what is judged here cannot be written, this answer is never sent.
-        let decision = DecisionView::of(&shown, &user, standing, &judged.budgets, judged.judgement.clone()).counted(&shown);
+        let decision = DecisionView::of(&shown, &user, standing, &judged.budgets, judged.judgement.clone());
+        *kept.lock().unwrap_or_else(PoisonError::into_inner) = Some((decision.tier.to_owned(), decision.action, decision.reason));
         let hold = hold.map(|hold| HoldView::of(hold, hold.created_at));
         serde_json::to_string(&Reserved { hold, decision }).unwrap_or_default()
     });
@@ -152,6 +156,9 @@ pub async fn reserve(app: &Arc<App>, ask: HoldAsk) -> Result<String, Problem> {
         }
         WriteError::Refused(_) | WriteError::Busy | WriteError::Unconfirmed => Problem::from_write(error, false),
     })?;
+    if let Some((tier, action, reason)) = judged.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        app.telemetry.decisions.saw(&tier, action, reason);
+    }
     let repeated = matches!(reply.outcome, Outcome::Held { repeated: true, .. });
     let answer = reply.answer.unwrap_or_default();
     Ok(format!("{{\"repeated\":{repeated},{}", answer.strip_prefix('{').unwrap_or("}")))

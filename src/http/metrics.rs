@@ -205,7 +205,7 @@ fn of_the_meter(app: &App) -> Vec<Family> {
         count("meter_refused_busy", "Writes that were refused because too many waited", writes.busy.count()),
         gauge(
             "store_writable",
-            "1 while writes are confirmed; at 0 users with hard limits are answered BLOCK",
+            "1 while writes are confirmed; at 0 users with hard limits are answered by their tier's on_store_down",
             i64::from(app.meter.is_writable(app.now())),
         ),
     ]

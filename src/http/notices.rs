@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use chrono::{DateTime, NaiveDate, Utc};
 use serde_json::json;
@@ -109,13 +110,17 @@ impl Notices {
     }
 }
 
+/// How long after a failure an alert is written again: it is told once a day, so it would be missed.
+const AGAIN_AFTER: Duration = Duration::from_secs(5);
+
 /// Writes what comes, each in a transaction of its own, until it is dropped.
 pub async fn raise(store: Store, mut alerts: mpsc::Receiver<Alert>, teller: Arc<Teller>) {
     while let Some(alert) = alerts.recv().await {
-        match write(&store, &alert).await {
-            Ok(()) => teller.wake(),
-            Err(error) => tracing::error!(%error, "an alert was not noted, and is told by this log only: {}: {error}", alert.message),
+        while let Err(error) = write(&store, &alert).await {
+            tracing::error!(%error, "an alert could not be noted yet: {}: {error}", alert.message);
+            tokio::time::sleep(AGAIN_AFTER).await;
         }
+        teller.wake();
     }
 }
 

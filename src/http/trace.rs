@@ -7,8 +7,8 @@ use tokio::time::Instant;
 use tracing::field::Empty;
 use tracing::{Span, info_span};
 
-use super::enforcement;
 use super::error::ErrorCode;
+use super::{enforcement, gate};
 use crate::telemetry::{Class, Telemetry, traces};
 
 /// What paths consist of beside ids.
@@ -55,7 +55,7 @@ const PARTS_MAX: usize = 8;
 
 /// Which kind of door a path leads to.
 fn class(path: &str) -> Class {
-    if enforcement::user_in(path).is_some() || path == "/v1/enforcement" || path == "/v1/gate" {
+    if enforcement::user_in(path).is_some() || path == "/v1/enforcement" || gate::is_at(path) {
         return Class::Check;
     }
     let mut parts = path.split('/').skip(1);
@@ -94,7 +94,8 @@ impl Watched {
         telemetry.requests.saw(self.class, status.as_u16(), self.begun.elapsed());
         if status.is_server_error() {
             self.span.record("otel.status_code", "ERROR");
-            if response.extensions().get() == Some(&ErrorCode::StoreUnavailable) {
+            // A probe that is told so asks again every few seconds.
+            if self.class != Class::Probe && response.extensions().get() == Some(&ErrorCode::StoreUnavailable) {
                 telemetry.failed_requests.add();
             }
         }

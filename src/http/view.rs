@@ -114,7 +114,7 @@ impl From<&Standing<'_>> for SubscriptionView {
 #[derive(Debug, Serialize, ToSchema)]
 pub struct DecisionView<'c> {
     user_id: UserId,
-    tier: &'c str,
+    pub tier: &'c str,
     pub action: Action,
     pub reason: Reason,
     binding: Option<Binding>,
@@ -143,7 +143,7 @@ pub struct DecisionView<'c> {
 impl<'c> DecisionView<'c> {
     pub fn of_view(app: &App, user: &UserId, view: &View<'c>, call: &Ask) -> Self {
         let judged = judged(app, user, view, call);
-        app.meter.tell_refused(user, view, &judged.decision, judged.estimate);
+        app.meter.tell_refused(user, view, &judged.decision, judged.estimate, app.now());
         Self::of(app, user, &view.standing, &view.budgets, judged)
     }
 

@@ -1,5 +1,6 @@
 //! Checks that were answered BLOCK, so that somebody is told though nothing was booked.
 
+use chrono::{DateTime, Utc};
 use tokio::sync::oneshot;
 
 use super::{Meter, QUEUE_MAX, Request, View};
@@ -13,9 +14,13 @@ use crate::store::Backend;
 impl Meter {
     /// Sees to it that somebody is told where a budget refused a call and memory does not know that anybody was. Nobody waits for it: where
     /// much is queued it is dropped, and the next such check tells. Of users whom nobody knows nothing is written.
-    pub fn tell_refused(&self, user: &UserId, view: &View<'_>, decision: &Decision, estimate: Money) {
+    pub fn tell_refused(&self, user: &UserId, view: &View<'_>, decision: &Decision, estimate: Money, now: DateTime<Utc>) {
         let Some(refused) = Refused::of(decision, estimate, &view.standing) else { return };
         if !(view.payer.exists || refused.is_of_all()) || self.knows_told(view, &refused) || self.queue.capacity() <= QUEUE_MAX / 2 {
+            return;
+        }
+        // It could not be noted either.
+        if !self.is_writable(now) {
             return;
         }
         let (answer, _) = oneshot::channel();

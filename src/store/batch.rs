@@ -214,8 +214,8 @@ pub struct Before<'b> {
     pub holds: &'b HashSet<String>,
 }
 
-/// Writes a batch in a transaction that has locked whom it concerns, and gives the versions that known users' rows have then: those of
-/// users and accounts go up by one. `slot` is any number.
+/// Writes a batch in a transaction that has locked whom it concerns, and gives the versions that known users' rows have then: an account's
+/// goes up by one, a user's by [`MORE_THAN_USAGE`]. `slot` is any number.
 pub async fn write(db: &mut Connection, changes: &Changes, before: &Before<'_>, slot: u32) -> Result<HashMap<UserId, Row>, StoreError> {
     let only_tells = changes.entries.is_empty() && changes.holds.is_empty();
     let rows = if only_tells { HashMap::new() } else { write_entries(db, changes, Some(before), slot).await? };

@@ -67,6 +67,8 @@ async fn any_method_any_path_and_any_body_below_the_gate_ask_the_same() {
             for path in ["/v1/gate", "/v1/gate/", "/v1/gate/v1/chat/completions?user_id=other&x", "/v1/gate/%FF//..%2f", "/v1/gate/a/%00"] {
                 let answer = ask(app, method, path, &[("x-user-id", b"u")]).await;
                 assert_eq!((answer.status, said(&answer, "action")), (200, Some("ALLOW")), "{method} {path}");
+                let stranger = app.client.request(method.parse().unwrap(), app.url(path)).header("x-user-id", "u");
+                assert_eq!(app.send(stranger).await.status, 401, "{method} {path}");
             }
         }
         let request = app.client.post(app.url("/v1/gate")).header("x-spendgate-key", ADMIN_KEY).header("x-user-id", "u");

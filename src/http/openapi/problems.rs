@@ -62,7 +62,15 @@ pub fn describe(path: &str, operation: &mut Operation) {
     }
     let names: Vec<Value> = by_status.values().flat_map(|codes| codes.keys()).map(|name| json!(name)).collect();
     for (status, codes) in by_status {
-        operation.responses.responses.insert(status.to_string(), RefOr::T(response(status, &codes, is_page)));
+        let problem = response(status, &codes, is_page);
+        match operation.responses.responses.get_mut(&status.to_string()) {
+            // The door itself may answer this status with something else, told apart by its content type.
+            Some(RefOr::T(own)) => {
+                own.description = format!("{}; {}", own.description, problem.description);
+                own.content.extend(problem.content);
+            }
+            Some(RefOr::Ref(_)) | None => drop(operation.responses.responses.insert(status.to_string(), RefOr::T(problem))),
+        }
     }
     if !names.is_empty() {
         extensions.insert(CODES.to_owned(), Value::Array(names));

@@ -139,7 +139,10 @@ impl Shared {
                 batch.into_iter().for_each(|request| drop(request.answer.send(Err(WriteError::Unconfirmed))));
             }
             Err(error) => {
-                self.health.set(false);
+                // A note that nobody waits for proves nothing of what others may spend.
+                if is_awaited(&batch) {
+                    self.health.set(false);
+                }
                 error!(%error, requests = batch.len(), "a batch of {} requests was not confirmed: {error}", batch.len());
                 for request in batch {
                     let _ = request.answer.send(Err(WriteError::Unconfirmed));
@@ -177,6 +180,9 @@ impl Shared {
             let tried = tokio::time::timeout(TIMEOUT, attempt).await;
             let error = match tried {
                 Ok(Ok(written)) => {
+                    // It is done. What is looked at now waits for other nodes, and nobody should wait for that, nor take it for a store that hangs.
+                    drop(turn.take());
+                    self.health.end();
                     self.look(kept, &catalogue, &written).await;
                     return Ok(written);
                 }
