@@ -215,7 +215,7 @@ pub struct Before<'b> {
 }
 
 /// Writes a batch in a transaction that has locked whom it concerns, and gives the versions that known users' rows have then: an account's
-/// goes up by one, a user's by [`MORE_THAN_USAGE`]. `slot` is any number.
+/// goes up by one, a user's by `MORE_THAN_USAGE`. `slot` is any number.
 pub async fn write(db: &mut Connection, changes: &Changes, before: &Before<'_>, slot: u32) -> Result<HashMap<UserId, Row>, StoreError> {
     let only_tells = changes.entries.is_empty() && changes.holds.is_empty();
     let rows = if only_tells { HashMap::new() } else { write_entries(db, changes, Some(before), slot).await? };
