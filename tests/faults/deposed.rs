@@ -78,6 +78,8 @@ async fn what_a_primary_said_that_was_replaced_is_not_believed_of_the_other_at_t
     follower.promote();
     has_gone_over(&door, &follower).await;
     let other = node(folders[1].path(), [&follower, &primary]);
+    // Who remembers a user only adds, as was done there.
+    drop(Door::of(&other).get("/v1/users/u/enforcement").await);
     spend(&Door::of(&other), "there", "0.04").await;
     // The control: only the server tells one from the other.
     assert_eq!(version(&primary), version(&follower));

@@ -320,7 +320,8 @@ async fn every_door_answers_as_it_is_described() {
         ] {
             assert_eq!(app.get(path).await.status, 200, "{path}");
         }
-        app.send(app.client.get(app.url("/v1/gate")).bearer_auth(ADMIN_KEY).header("x-user-id", "v")).await.ok();
+        let call = app.client.get(app.url("/v1/gate")).bearer_auth(ADMIN_KEY).header("x-user-id", "v");
+        assert_eq!(app.send(call).await.status, 200);
         assert_eq!(app.get("/metrics").await.status, 200);
         app.get("/v1/alerts").await.ok();
         let made = app.post("/v1/keys", json!({"name": "n", "scopes": ["check"]})).await.ok();
