@@ -116,8 +116,8 @@ impl Shared {
         self.health.end();
         match written {
             Ok(Written { replies, anything, unseen: _ }) => {
-                // A batch of repeats and refusals wrote nothing, and proves nothing.
-                if anything {
+                // A batch of repeats and refusals wrote nothing, and proves nothing; nor does a note, which is written to other tables.
+                if anything && is_awaited(&batch) {
                     self.health.set(true);
                 } else {
                     self.probe().await;
