@@ -28,12 +28,12 @@ use post::{Post, Reply};
 
 /// How often the outbox is looked at where nobody says that there is something: other nodes raise alerts too.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How often old alerts are looked for.
-const TIDY_EVERY: Duration = Duration::from_hours(1);
+/// How often old alerts are looked for. Those of limits that never reset stay, and are looked at each time.
+const TIDY_EVERY: Duration = Duration::from_hours(24);
 /// A whole try: a receiver that takes longer should take first and think then.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// Alerts in one transaction.
-const SPREAD_AT_ONCE: i64 = 200;
+/// Alerts in one transaction. They are due together, so no more than go in one step, which puts them in order.
+const SPREAD_AT_ONCE: i64 = TRIES_AT_ONCE;
 /// Tries in one step of an endpoint.
 const TRIES_AT_ONCE: i64 = 100;
 /// Whoever holds an endpoint's lease sends to it. A try takes less; who has not renewed it in so long has stopped.

@@ -124,6 +124,7 @@ impl ListQuery {
 #[derive(Debug, Serialize, ToSchema)]
 struct Alerts {
     alerts: Vec<AlertView>,
+    /// A filtered page may be short, or empty, and have one: each page looks through so many alerts and no more.
     next_cursor: Option<String>,
 }
 
@@ -143,9 +144,8 @@ pub async fn list(State(app): State<Arc<App>>, key: Bearer, Params(query): Param
     })?;
     // Also what was acknowledged a moment ago.
     let db = &mut app.meter.reader().await?;
-    let found = outbox::page(db, &query.filter()?, &before.unwrap_or(Place::LAST), i64::from(limit)).await?;
-    let last = found.last().filter(|_| usize::from(limit) <= found.len()).map(|last| Place::of(&last.alert));
-    let next_cursor = last.map(|place| page::cursor(&format!("{} {}", place.micros, place.alert_id)));
+    let (found, behind) = outbox::page(db, &query.filter()?, &before.unwrap_or(Place::LAST), i64::from(limit)).await?;
+    let next_cursor = behind.map(|place| page::cursor(&format!("{} {}", place.micros, place.alert_id)));
     Ok(Json(Alerts { alerts: found.into_iter().map(AlertView::from).collect(), next_cursor }).into_response())
 }
 

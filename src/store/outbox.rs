@@ -16,9 +16,10 @@ const SPREAD: &str = "INSERT INTO deliveries (alert_id, endpoint, due_at) \
      SELECT alerts.value, endpoints.value, CAST($3 AS BIGINT) FROM json_each($1) AS alerts CROSS JOIN json_each($2) AS endpoints WHERE true \
      ON CONFLICT (alert_id, endpoint) DO NOTHING";
 const IS_SPREAD: (&str, &str) = by_list!("UPDATE outbox SET spread_at = $2 WHERE spread_at IS NULL AND alert_id", "$1", "");
+/// A backlog may be long: what was due first is taken by its index, and only that is looked up and put in order.
 const DUE: &str = "SELECT o.alert_id, o.kind, o.user_id, o.message, o.details, o.created_at, d.tries, d.due_at \
-     FROM deliveries d JOIN outbox o ON o.alert_id = d.alert_id \
-     WHERE d.endpoint = $1 AND d.due_at <= $2 ORDER BY o.created_at, o.alert_id LIMIT $3";
+     FROM (SELECT alert_id, tries, due_at FROM deliveries WHERE endpoint = $1 AND due_at <= $2 ORDER BY due_at LIMIT $3) d \
+     JOIN outbox o ON o.alert_id = d.alert_id ORDER BY o.created_at, o.alert_id";
 /// Only where nobody asked for it anew meanwhile.
 const TRIED: &str = "UPDATE deliveries SET tries = tries + 1, due_at = $4, delivered_at = $5, parked_at = $6, error = $7 \
      WHERE alert_id = $1 AND endpoint = $2 AND due_at = $3";
@@ -43,10 +44,12 @@ macro_rules! listed {
 const ONE: &str = listed!(" WHERE o.alert_id = $1");
 const PAGE: &str = concat!(
     "SELECT * FROM (",
-    listed!(""),
-    ") listed WHERE (created_at, alert_id) < ($1, $2) AND ($3 IS NULL OR kind = $3) AND ($4 IS NULL OR user_id = $4) \
-     AND ($5 IS NULL OR state = $5) ORDER BY created_at DESC, alert_id DESC LIMIT $6"
+    listed!(" WHERE (o.created_at, o.alert_id) < ($1, $2) ORDER BY o.created_at DESC, o.alert_id DESC LIMIT $7"),
+    ") listed WHERE ($3 IS NULL OR kind = $3) AND ($4 IS NULL OR user_id = $4) AND ($5 IS NULL OR state = $5) \
+     ORDER BY created_at DESC, alert_id DESC LIMIT $6"
 );
+const LOOKED_THROUGH: &str = "SELECT created_at, alert_id FROM outbox WHERE (created_at, alert_id) < ($1, $2) \
+     ORDER BY created_at DESC, alert_id DESC LIMIT 1 OFFSET $3";
 const DELIVERIES: (&str, &str) = by_list!(
     "SELECT alert_id, endpoint, tries, due_at, delivered_at, parked_at, error FROM deliveries WHERE alert_id",
     "$1",
@@ -57,6 +60,9 @@ const OLD: &str = "SELECT alert_id, kind, details, created_at FROM outbox o \
      AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.alert_id = o.alert_id AND d.due_at IS NOT NULL) ORDER BY created_at, alert_id LIMIT $4";
 const FORGET_DELIVERIES: (&str, &str) = by_list!("DELETE FROM deliveries WHERE alert_id", "$1", "");
 const FORGET: (&str, &str) = by_list!("DELETE FROM outbox WHERE alert_id", "$1", "");
+
+/// Of so many alerts a filter may leave out all but few, for one page: without an end of it one call could read all that there are.
+const LOOKED_THROUGH_MAX: i64 = 10_000;
 
 /// What is told of an alert.
 #[derive(Clone, Debug)]
@@ -145,6 +151,12 @@ pub struct Filter {
     pub state: Option<State>,
 }
 
+impl Filter {
+    fn is_empty(&self) -> bool {
+        self.kind.is_none() && self.user_id.is_none() && self.state.is_none()
+    }
+}
+
 /// A place in the list, by time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
@@ -192,7 +204,7 @@ pub async fn spread(db: &mut Connection, alert_ids: &[String], endpoints: &[&str
     Ok(())
 }
 
-/// What is due at an endpoint, the oldest alert first.
+/// What was due first at an endpoint, and of that the oldest alert first.
 pub async fn due(db: &mut Connection, endpoint: &str, now: DateTime<Utc>, limit: i64) -> Result<Vec<Due>, StoreError> {
     let rows = db.query(DUE).bind(endpoint).bind(micros(now)).bind(limit).fetch_all().await?;
     let read = |row: &Row| {
@@ -225,12 +237,23 @@ pub async fn park_strays(db: &mut Connection, horizon: DateTime<Utc>, endpoints:
     db.query(PARK_STRAYS).bind(micros(horizon)).bind(micros(now)).bind(list(endpoints.iter().copied())).execute().await
 }
 
-/// The latest first, those before `before`.
-pub async fn page(db: &mut Connection, filter: &Filter, before: &Place, limit: i64) -> Result<Vec<Listed>, StoreError> {
+/// The latest first, those before `before`, and behind which the next page begins. A page of some of them may be short, or empty, and
+/// not be the last.
+pub async fn page(db: &mut Connection, filter: &Filter, before: &Place, limit: i64) -> Result<(Vec<Listed>, Option<Place>), StoreError> {
+    let looked_through = if filter.is_empty() { limit } else { LOOKED_THROUGH_MAX };
     let query = db.query(PAGE).bind(before.micros).bind(&before.alert_id).bind(filter.kind.map(AlertKind::name));
     let query = query.bind(filter.user_id.as_ref().map(|user| user.as_str())).bind(filter.state.map(State::name));
-    let rows = query.bind(limit).fetch_all().await?;
-    with_deliveries(db, &rows).await
+    let rows = query.bind(limit).bind(looked_through).fetch_all().await?;
+    let listed = with_deliveries(db, &rows).await?;
+    let full = listed.last().filter(|_| usize::try_from(limit).is_ok_and(|limit| limit <= listed.len()));
+    let behind = match full {
+        Some(last) => Some(Place::of(&last.alert)),
+        None => {
+            let query = db.query(LOOKED_THROUGH).bind(before.micros).bind(&before.alert_id).bind(looked_through - 1);
+            query.fetch_all().await?.first().map(place).transpose()?
+        }
+    };
+    Ok((listed, behind))
 }
 
 pub async fn one(db: &mut Connection, alert_id: &str) -> Result<Option<Listed>, StoreError> {
@@ -254,10 +277,7 @@ async fn with_deliveries(db: &mut Connection, rows: &[Row]) -> Result<Vec<Listed
 /// Alerts from before `horizon` behind a place, the oldest first, which wait for nothing.
 pub async fn old(db: &mut Connection, behind: &Place, horizon: DateTime<Utc>, limit: i64) -> Result<Vec<Old>, StoreError> {
     let query = db.query(OLD).bind(behind.micros).bind(&behind.alert_id).bind(micros(horizon)).bind(limit);
-    let read = |row: &Row| {
-        let place = Place { micros: row.try_get("created_at")?, alert_id: row.try_get("alert_id")? };
-        Ok(Old { place, kind: kind(row)?, details: row.try_get("details")? })
-    };
+    let read = |row: &Row| Ok(Old { place: place(row)?, kind: kind(row)?, details: row.try_get("details")? });
     query.fetch_all().await?.iter().map(read).collect()
 }
 
@@ -267,6 +287,10 @@ pub async fn forget(db: &mut Connection, alert_ids: &[&str]) -> Result<(), Store
     db.query_of(FORGET_DELIVERIES.0, FORGET_DELIVERIES.1).bind(&ids).execute().await?;
     db.query_of(FORGET.0, FORGET.1).bind(&ids).execute().await?;
     Ok(())
+}
+
+fn place(row: &Row) -> Result<Place, StoreError> {
+    Ok(Place { micros: row.try_get("created_at")?, alert_id: row.try_get("alert_id")? })
 }
 
 fn kind(row: &Row) -> Result<AlertKind, StoreError> {

@@ -1,5 +1,7 @@
 //! Of budgets that fill somebody is told, once each, whatever happens to the service and however many nodes there are.
 
+use std::collections::BTreeSet;
+
 use chrono::TimeDelta;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
@@ -183,6 +185,41 @@ async fn a_limit_for_all_users_is_told_whoever_passes_it() {
     assert_eq!(told(&one).await, sorted(vec![key("50"), key("warn")]));
     join_all((40..50).map(spend)).await;
     assert_eq!(told(&one).await, sorted(vec![key("50"), key("warn"), key("block")]));
+}
+
+/// How many batches a node has done, by its own count.
+async fn batches_of(node: &TestApp) -> String {
+    node.advance(TimeDelta::seconds(4));
+    let metrics = node.get("/metrics").await.text;
+    let line = metrics.lines().find(|line| line.starts_with("spendgate_meter_batch_records_count "));
+    line.unwrap().to_owned()
+}
+
+/// Whenever another node has written a user or his account, they are read anew: what was told of them is not forgotten by that, else
+/// each check would tell it again.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_node_knows_to_be_told_it_knows_though_others_write() {
+    let (one, other) = two(TIERS).await;
+    one.put("/v1/accounts/acme/users/t", "").await.ok();
+    one.put("/v1/users/t", json!({"tier": "team", "reason": "test"})).await.ok();
+    let of_account = "account tier monthly 2026-01-01T00:00:00Z block acme".to_owned();
+    for (user, cost, estimate, key) in [("u", "0.02", "0.09", key("block", "u")), ("t", "0.2", "0.9", of_account)] {
+        other.spend(&format!("first-{user}"), user, cost).await;
+        let is_refused = async || {
+            let answer = one.get(&format!("/v1/users/{user}/enforcement?estimated_cost={estimate}")).await.ok();
+            assert_eq!(answer["action"], "BLOCK");
+        };
+        is_refused().await;
+        told_at_last(&one, told(&one).await.into_iter().chain([key]).collect::<BTreeSet<_>>().into_iter().collect()).await;
+        // Of the note that was written a moment ago memory may not know yet; a write waits until it does.
+        one.spend(&format!("behind-{user}"), "somebody-else", "0").await;
+        let before = batches_of(&one).await;
+        for number in 0..8 {
+            other.spend(&format!("{number}-{user}"), user, "0.0001").await;
+            is_refused().await;
+        }
+        assert_eq!(batches_of(&one).await, before);
+    }
 }
 
 /// Waits until it is told: whoever checks does not.

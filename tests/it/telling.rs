@@ -145,6 +145,33 @@ pub async fn tell(app: &TestApp) {
     while app.teller().step().await.unwrap() != 0 {}
 }
 
+/// One call does not read all that there are, however few of them are asked for.
+#[tokio::test]
+async fn a_list_of_some_alerts_looks_through_so_many_for_each_page() {
+    crate::app::on_each_database(TIERS, async |app| {
+        // One more than a page looks through, and the oldest is the one that is looked for.
+        app.execute(
+            "INSERT INTO outbox (alert_id, alert_key, kind, user_id, message, details, created_at, spread_at) \
+             WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 10001) \
+             SELECT 'alert_' || CAST(i AS TEXT), 'key ' || CAST(i AS TEXT), 'budget_threshold', \
+             CASE i WHEN 1 THEN 'ann' ELSE 'bob' END, '', '{}', 1768219200000000 + i, 1 FROM n",
+        )
+        .await;
+        let page = async |query: &str| {
+            let page = app.get(&format!("/v1/alerts?{query}")).await.ok();
+            (page["alerts"].as_array().unwrap().len(), page["next_cursor"].as_str().map(ToOwned::to_owned))
+        };
+        let (found, next) = page("user_id=ann").await;
+        assert_eq!(found, 0);
+        assert_eq!(page(&format!("user_id=ann&cursor={}", next.unwrap())).await, (1, None));
+        let (found, next) = page("user_id=bob&limit=1000").await;
+        assert_eq!((found, next.is_some()), (1000, true));
+        let (found, next) = page("limit=3").await;
+        assert_eq!((found, next.is_some()), (3, true));
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn each_alert_is_told_to_each_endpoint_once_and_in_order_whatever_the_number_of_nodes() {
     const ALERTS: usize = 25;

@@ -15,10 +15,11 @@ use crate::domain::book::{Book, SpentByDay};
 use crate::domain::catalogue::Catalogue;
 use crate::domain::ledger::Payer;
 use crate::domain::money::Money;
-use crate::domain::user::UserId;
-use crate::meter::View;
+use crate::domain::period::BillingPeriod;
+use crate::domain::user::{AccountId, UserId};
+use crate::meter::{View, load};
 use crate::store::batch::{self, Row, RowVersion};
-use crate::store::{StoreError, Tx};
+use crate::store::{Connection, StoreError, Tx};
 
 /// How often it is looked again because another node was in the way.
 const TRIES: usize = 3;
@@ -32,7 +33,47 @@ pub(super) fn may_be_due(payer: &Payer, before: RowVersion, row: &Row, catalogue
     alerts::is_due(&at_most, catalogue, now)
 }
 
+/// What was told of a book stays told whoever changes it: the database, of which it is read anew, is not asked for that.
+fn carry_over(told: &[Told], book: &mut Book, now: DateTime<Utc>) {
+    told.iter().filter(|told| told.is_open(now)).for_each(|told| book.tell(*told));
+}
+
 impl Shared {
+    /// Users as the database has them, with what memory knows to be told of them. `generation` is of the server that is read: another one
+    /// may not have what was written to it.
+    pub(super) async fn read_payers(
+        &self,
+        db: &mut Connection,
+        catalogue: &Catalogue,
+        users: &[UserId],
+        generation: u64,
+        now: DateTime<Utc>,
+    ) -> Result<HashMap<UserId, Payer>, StoreError> {
+        let mut payers = load::payers(db, catalogue, users, now).await?;
+        for (user, payer) in &mut payers {
+            if let Some(known) = self.users.last(user).filter(|known| known.generation == generation) {
+                carry_over(known.value.book.told(), &mut payer.book, now);
+            }
+        }
+        Ok(payers)
+    }
+
+    /// [`Self::read_payers`], for an account whose users have these billing periods.
+    pub(super) async fn read_account(
+        &self,
+        db: &mut Connection,
+        account: &AccountId,
+        billing: &[Option<BillingPeriod>],
+        generation: u64,
+        now: DateTime<Utc>,
+    ) -> Result<Book, StoreError> {
+        let mut book = load::account(db, account, billing, now).await?;
+        if let Some(known) = self.accounts.last(account).filter(|known| known.generation == generation) {
+            carry_over(known.value.told(), &mut book, now);
+        }
+        Ok(book)
+    }
+
     /// Tells what a batch that is committed could not see. Where it fails, whoever spends next tells it: nothing is told only where it is
     /// passed.
     pub(super) async fn look(&self, kept: &mut Kept, catalogue: &Catalogue, written: &Written) {

@@ -12,7 +12,6 @@ use crate::domain::book::Book;
 use crate::domain::catalogue::Catalogue;
 use crate::domain::ledger::Payer;
 use crate::domain::user::{AccountId, UserId};
-use crate::meter::load;
 use crate::store::batch::{self, RowVersion};
 use crate::store::{Connection, StoreError};
 
@@ -149,7 +148,7 @@ impl Shared {
         let mut tx = self.store.begin_read().await?;
         let db = tx.connection()?;
         let standings = batch::standings(db, users).await?;
-        let payers = load::payers(db, catalogue, users, now).await?;
+        let payers = self.read_payers(db, catalogue, users, generation, now).await?;
         tx.commit().await?;
         let keep = |(user, payer): (UserId, Payer)| {
             let payer = Arc::new(payer);
@@ -180,7 +179,7 @@ impl Shared {
             });
             let (version, book) = match known {
                 Some(known) => known,
-                None => self.load_account(catalogue, account, &members, now).await?,
+                None => self.load_account(catalogue, account, &members, generation, now).await?,
             };
             self.keep_account(account, Known::new(version, now, generation, book.clone()));
             pools.insert(account.clone(), book);
@@ -193,13 +192,14 @@ impl Shared {
         catalogue: &Catalogue,
         account: &AccountId,
         members: &[&Payer],
+        generation: u64,
         now: DateTime<Utc>,
     ) -> Result<(RowVersion, Arc<Book>), StoreError> {
         let billing: Vec<_> = members.iter().map(|payer| payer.profile.standing(catalogue, now).grant.billing).collect();
         let mut tx = self.store.begin_read().await?;
         let db: &mut Connection = tx.connection()?;
         let version = batch::account_version(db, account).await?.unwrap_or_default();
-        let book = load::account(db, account, &billing, now).await?;
+        let book = self.read_account(db, account, &billing, generation, now).await?;
         tx.commit().await?;
         Ok((version, Arc::new(book)))
     }

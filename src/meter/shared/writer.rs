@@ -19,7 +19,7 @@ use crate::domain::money::Money;
 use crate::domain::operation::{Hold, Operation};
 use crate::domain::user::{AccountId, UserId};
 use crate::meter::batch::{BATCH_MAX, accounts, changed_users, entry_ids, hold_id, is_awaited, size, step, users};
-use crate::meter::{Reply, Request, WriteError, load};
+use crate::meter::{Reply, Request, WriteError};
 use crate::store::batch::{self, Before, RowVersion, UserVersion};
 use crate::store::{Connection, StoreError, Tx, holds, ledger};
 
@@ -413,7 +413,7 @@ impl Shared {
             }
         }
         if !missing.is_empty() {
-            payers.extend(load::payers(db, catalogue, &missing, now).await?);
+            payers.extend(self.read_payers(db, catalogue, &missing, generation, now).await?);
         }
         Ok((payers, versions))
     }
@@ -441,7 +441,7 @@ impl Shared {
                 Some(pool) => Book::clone(&pool),
                 None => {
                     let billing: Vec<_> = members.iter().map(|payer| payer.profile.standing(catalogue, now).grant.billing).collect();
-                    load::account(db, account, &billing, now).await?
+                    self.read_account(db, account, &billing, generation, now).await?
                 }
             };
             pools.insert(account.clone(), pool);
