@@ -41,6 +41,8 @@ mod webhook;
 
 use std::convert::Infallible;
 use std::fmt;
+use std::future::{Ready, ready};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,9 +52,11 @@ use axum::extract::State;
 use axum::http::{Method, Request};
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
+use futures_util::future::Either;
 use hyper::body::{Body as _, Incoming};
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
+use tokio::sync::Semaphore;
 use tracing::{Instrument, error_span};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -108,6 +112,8 @@ pub struct App {
     /// How long a check waits for the store.
     pub store_timeout: Duration,
     pub gate: Gate,
+    /// Lists of checks that are judged at the same time: one for each core, so that a single check never waits for more than these.
+    pub turns: Semaphore,
     pub clock: Clock,
     pub started_at: DateTime<Utc>,
     pub telemetry: Telemetry,
@@ -157,6 +163,9 @@ impl fmt::Debug for App {
     }
 }
 
+/// What a request comes to.
+pub type Answer = Either<Ready<Result<Response, Infallible>>, Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>>;
+
 /// The doors as a connection calls them. A check is asked before every model call, so it goes straight to its door: the router would
 /// take a tenth of the time that it needs.
 #[derive(Clone, Debug)]
@@ -172,34 +181,60 @@ impl Doors {
         Self { router: TowerToHyperService::new(router(app.clone())), app, lanes: Arc::default(), limits }
     }
 
-    pub async fn answer(&self, request: Request<Incoming>) -> Result<Response, Infallible> {
+    /// Most checks are answered by memory alone. Everything else is a future on the heap: as a part of a connection's own it would be
+    /// moved with it, some kilobytes for each request.
+    pub fn answer(&self, request: Request<Incoming>) -> Answer {
         let watched = trace::Watched::begin(&request);
-        let response = self.admit(request).instrument(watched.span.clone()).await?;
-        watched.end(&self.app.telemetry, &response);
-        Ok(response)
+        if let Some(response) = watched.span.in_scope(|| self.at_once(&request)) {
+            watched.end(&self.app.telemetry, &response);
+            return Either::Left(ready(Ok(response)));
+        }
+        let doors = self.clone();
+        Either::Right(Box::pin(async move {
+            let response = doors.admit(request).instrument(watched.span.clone()).await?;
+            watched.end(&doors.app.telemetry, &response);
+            Ok(response)
+        }))
+    }
+
+    /// A check of one user, where nothing has to be waited for. It takes no place in a lane: there are as many as threads.
+    fn at_once(&self, request: &Request<Incoming>) -> Option<Response> {
+        let path = request.uri().path();
+        let user = if request.method() == Method::GET { enforcement::user_in(path) } else { None };
+        if user.is_none() && !gate::is_at(path) {
+            return None;
+        }
+        let answer = || match user {
+            Some(user) => enforcement::at_once(&self.app, request, user),
+            None => gate::ask_at_once(&self.app, request.headers()),
+        };
+        let id = RequestId::sent(request.headers());
+        let response = match &id {
+            None => answer(),
+            Some(id) => error_span!(target: REQUEST_NAMED, "request", request_id = %id.shown()).in_scope(answer),
+        };
+        Some(request_id::mark(response?, id))
     }
 
     async fn admit(&self, request: Request<Incoming>) -> Result<Response, Infallible> {
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
         let id = RequestId::sent(&head.headers);
         let path = head.uri.path();
         let user = if head.method == Method::GET { enforcement::user_in(path) } else { None };
         let lane = user.map_or_else(|| Lane::of(&head.method, path, body.size_hint().exact()), |_| Lane::Check);
         let Some(_place) = self.lanes.enter(lane) else { return Ok(request_id::mark(lane.busy().into_response(), id)) };
-        let response = match (user, &id) {
-            (Some(user), None) => enforcement::at_once(self.app.clone(), &head, user).await,
-            (Some(user), Some(id)) => {
-                let span = error_span!(target: REQUEST_NAMED, "request", request_id = %id.shown());
-                enforcement::at_once(self.app.clone(), &head, user).instrument(span).await
-            }
-            (None, _) if gate::is_at(path) => match &id {
-                None => gate::ask(State(self.app.clone()), head.headers).await.into_response(),
-                Some(id) => {
-                    let span = error_span!(target: REQUEST_NAMED, "request", request_id = %id.shown());
-                    gate::ask(State(self.app.clone()), head.headers).instrument(span).await.into_response()
-                }
-            },
-            (None, _) => return self.route(Request::from_parts(head, body), id.unwrap_or_else(RequestId::made)).await,
+        let app = self.app.clone();
+        let answer: Pin<Box<dyn Future<Output = Response> + Send>> = if let Some(user) = user {
+            Box::pin(enforcement::in_time(app, &head, user))
+        } else if gate::is_at(path) {
+            let headers = std::mem::take(&mut head.headers);
+            Box::pin(async { gate::ask(State(app), headers).await.into_response() })
+        } else {
+            return self.route(Request::from_parts(head, body), id.unwrap_or_else(RequestId::made)).await;
+        };
+        let response = match &id {
+            None => answer.await,
+            Some(id) => answer.instrument(error_span!(target: REQUEST_NAMED, "request", request_id = %id.shown())).await,
         };
         Ok(request_id::mark(response, id))
     }

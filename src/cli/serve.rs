@@ -2,13 +2,15 @@
 
 use std::fs::{self, File, TryLockError};
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::path::Path;
 use std::sync::Arc;
+use std::thread::available_parallelism;
 
 use anyhow::Context;
 use chrono::{SubsecRound, TimeDelta};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 use tracing::{info, warn};
 
@@ -136,6 +138,7 @@ impl Server {
             return_url: config.return_url.clone(),
             store_timeout: config.store_timeout,
             gate: gate(&config.gate)?,
+            turns: Semaphore::new(available_parallelism().map_or(1, NonZero::get)),
             started_at: clock(),
             clock,
             telemetry: Telemetry::default(),
@@ -151,10 +154,7 @@ impl Server {
         let ended = tokio::spawn(async move {
             let doors = http::Doors::new(app, limits);
             // An error is a `stop` that was dropped, which means the same.
-            let answer = move |request| {
-                let doors = doors.clone();
-                async move { doors.answer(request).await }
-            };
+            let answer = move |request| doors.answer(request);
             http::serve::serve(listener, tls, limits, open, answer, async { drop(stopped.await) }).await?;
             drop(socket);
             background.shutdown().await;

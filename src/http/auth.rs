@@ -154,6 +154,17 @@ impl Bearer {
         Self(headers.get(header::AUTHORIZATION).cloned())
     }
 
+    fn digest(&self) -> Result<KeyDigest, Problem> {
+        let value = self.0.as_ref().ok_or_else(|| unauthorized("there is no Authorization header"))?;
+        let text = value.to_str().ok().filter(|text| text.len() <= KEY_BYTES_MAX);
+        let (scheme, key) =
+            text.and_then(|text| text.split_once(' ')).ok_or_else(|| unauthorized("the Authorization header is not a bearer key"))?;
+        if !scheme.eq_ignore_ascii_case("bearer") {
+            return Err(unauthorized("the Authorization header is not a bearer key"));
+        }
+        Ok(digest(key.trim()))
+    }
+
     /// A key without the word `Bearer` before it.
     pub fn of_key(key: &HeaderValue) -> Self {
         Self(HeaderValue::from_bytes(&[b"Bearer ", key.as_bytes()].concat()).ok())
@@ -162,18 +173,28 @@ impl Bearer {
 
 /// The caller, if his key may do this.
 pub async fn require(app: &App, key: &Bearer, scope: Scope) -> Result<Arc<Caller>, Problem> {
+    let now = app.now();
+    if let Some(caller) = require_at_once(app, key, scope, now)? {
+        return Ok(caller);
+    }
+    // Seldom, and large: it would make a large future of each request.
+    let caller = Box::pin(app.keys.ask(&app.store, key.digest()?, now, app.store_timeout)).await?;
+    allowed(caller, scope)
+}
+
+/// [`require`], by what is remembered. `None` where the store has to be asked.
+pub fn require_at_once(app: &App, key: &Bearer, scope: Scope, now: DateTime<Utc>) -> Result<Option<Arc<Caller>>, Problem> {
     if let Some(anonymous) = &app.keys.anonymous {
-        return Ok(anonymous.clone());
+        return Ok(Some(anonymous.clone()));
     }
-    let unauthorized = |why: &str| Problem::new(ErrorCode::Unauthorized, format!("{why}; send `Authorization: Bearer sg_…`"));
-    let value = key.0.as_ref().ok_or_else(|| unauthorized("there is no Authorization header"))?;
-    let text = value.to_str().ok().filter(|text| text.len() <= KEY_BYTES_MAX);
-    let (scheme, key) =
-        text.and_then(|text| text.split_once(' ')).ok_or_else(|| unauthorized("the Authorization header is not a bearer key"))?;
-    if !scheme.eq_ignore_ascii_case("bearer") {
-        return Err(unauthorized("the Authorization header is not a bearer key"));
-    }
-    let caller = app.keys.caller(&app.store, digest(key.trim()), app.now(), app.store_timeout).await?;
+    app.keys.kept(key.digest()?, now).map(|caller| allowed(caller, scope)).transpose()
+}
+
+fn unauthorized(why: &str) -> Problem {
+    Problem::new(ErrorCode::Unauthorized, format!("{why}; send `Authorization: Bearer sg_…`"))
+}
+
+fn allowed(caller: Result<Arc<Caller>, Refused>, scope: Scope) -> Result<Arc<Caller>, Problem> {
     let caller = caller.map_err(|refused| match refused {
         Refused::Unknown => unauthorized("the key is not known, or was revoked"),
         Refused::Expired(end) => unauthorized(&format!("the key expired at {}", rfc3339(end))),

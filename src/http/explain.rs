@@ -324,7 +324,7 @@ pub async fn show(
     let now = app.now();
     let catalogue = app.catalogue.load_full();
     let view = app.meter.view(&catalogue, &user, now).await?;
-    let judgement = judged(&app, &user, &view, &ask);
+    let judgement = judged(&app, &user, &view, &ask, now);
     let binding = judgement.decision.binding;
     let grounds = grounds(&app.meter, &catalogue, &user, &view, &ask, now).await?;
     let decision = DecisionView::of(&app, &user, &view.standing, &view.budgets, judgement);

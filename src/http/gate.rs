@@ -9,9 +9,9 @@ use axum::response::{IntoResponse, Response};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 use super::App;
-use super::auth::{Bearer, Scope, require};
+use super::auth::{Bearer, Scope, require, require_at_once};
 use super::body::Name;
-use super::enforcement::{decide, json, with_retry};
+use super::enforcement::{decide, decide_at_once, json, with_retry};
 use super::error::{ErrorCode, Problem};
 use super::holds::json_text;
 use super::openapi::shapes::Amount;
@@ -105,10 +105,26 @@ pub fn is_at(path: &str) -> bool {
     extensions(("x-problem-codes" = json!([ErrorCode::HeaderMissing, ErrorCode::HeaderInvalid]))),
 )]
 pub async fn ask(State(app): State<Arc<App>>, headers: HeaderMap) -> Result<Response, Problem> {
-    let key = headers.get(KEY).map_or_else(|| Bearer::of(&headers), Bearer::of_key);
-    require(&app, &key, Scope::Check).await?;
+    require(&app, &key(&headers), Scope::Check).await?;
     let (user, ask) = app.gate.asked(&headers)?;
     Ok(decide(&app, &user, &ask, |decision, store_answers| answer(&app, decision, store_answers)).await)
+}
+
+/// [`ask`], where memory alone knows the key and all that counts: nothing is waited for. `None` where it does not.
+pub fn ask_at_once(app: &App, headers: &HeaderMap) -> Option<Response> {
+    let answered = || {
+        let now = app.now();
+        if require_at_once(app, &key(headers), Scope::Check, now)?.is_none() {
+            return Ok(None);
+        }
+        let (user, ask) = app.gate.asked(headers)?;
+        Ok(decide_at_once(app, &user, &ask, now, |decision, store_answers| answer(app, decision, store_answers)))
+    };
+    answered().unwrap_or_else(|problem: Problem| Some(problem.into_response()))
+}
+
+fn key(headers: &HeaderMap) -> Bearer {
+    headers.get(KEY).map_or_else(|| Bearer::of(headers), Bearer::of_key)
 }
 
 fn answer(app: &App, decision: &DecisionView<'_>, store_answers: bool) -> Response {

@@ -129,21 +129,20 @@ impl KeyRing {
         self.ring.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whose key it is, if it is good at this moment.
-    pub async fn caller(
+    /// Whose key it is, if it is good at this moment. `None` where the store has to be asked.
+    pub fn kept(&self, digest: KeyDigest, now: DateTime<Utc>) -> Option<Result<Arc<Caller>, Refused>> {
+        self.ring().kept.get_mut(&digest).filter(|kept| kept.is_fresh(now)).map(|kept| kept.take(now))
+    }
+
+    /// [`Self::kept`], from the store.
+    pub async fn ask(
         &self,
         store: &Store,
         digest: KeyDigest,
         now: DateTime<Utc>,
         patience: Duration,
     ) -> Result<Result<Arc<Caller>, Refused>, StoreError> {
-        let changes = {
-            let mut ring = self.ring();
-            if let Some(kept) = ring.kept.get_mut(&digest).filter(|kept| kept.is_fresh(now)) {
-                return Ok(kept.take(now));
-            }
-            ring.changes
-        };
+        let changes = self.ring().changes;
         let asked = tokio::time::timeout(patience, stored(store, digest)).await;
         let stored = match asked.unwrap_or_else(|_| Err(StoreError::late())) {
             Ok(stored) => stored,

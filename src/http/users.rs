@@ -83,7 +83,7 @@ impl<'c> UserView<'c> {
             stripe_customer: profile.stripe_customer.clone(),
             subscription: SubscriptionView::from(standing),
             grace_ends_at: standing.grant.grace_ends_at.map(Moment),
-            action: judged(app, user, view, &Ask::default()).decision.action,
+            action: judged(app, user, view, &Ask::default(), app.now()).decision.action,
             budgets: view.budgets.iter().map(BudgetView::from).collect(),
             lifetime: Lifetime { spent: view.payer.book.total(), entries: view.payer.entries },
         }

@@ -141,9 +141,9 @@ pub struct DecisionView<'c> {
 }
 
 impl<'c> DecisionView<'c> {
-    pub fn of_view(app: &App, user: &UserId, view: &View<'c>, call: &Ask) -> Self {
-        let judged = judged(app, user, view, call);
-        app.meter.tell_refused(user, view, &judged.decision, judged.estimate, app.now());
+    pub fn of_view(app: &App, user: &UserId, view: &View<'c>, call: &Ask, now: DateTime<Utc>) -> Self {
+        let judged = judged(app, user, view, call, now);
+        app.meter.tell_refused(user, view, &judged.decision, judged.estimate, now);
         Self::of(app, user, &view.standing, &view.budgets, judged)
     }
 
@@ -194,11 +194,11 @@ impl<'c> DecisionView<'c> {
 
 /// What the budgets say; but while nothing can be written what is spent is not counted, so where one of them blocks, the tier's policy for
 /// that decides.
-pub fn judged(app: &App, user: &UserId, view: &View<'_>, call: &Ask) -> Judgement {
+pub fn judged(app: &App, user: &UserId, view: &View<'_>, call: &Ask, now: DateTime<Utc>) -> Judgement {
     let hard = view.budgets.iter().any(|budget| budget.thresholds.block.is_some());
     let caller = Caller { user, account: view.payer.profile.account.as_ref(), tier: view.standing.tier };
-    let judge = if hard && !app.meter.is_writable(app.now()) { judge_without_store } else { judge };
-    judge(view.standing.catalogue, caller, &view.budgets, call, app.now())
+    let judge = if hard && !app.meter.is_writable(now) { judge_without_store } else { judge };
+    judge(view.standing.catalogue, caller, &view.budgets, call, now)
 }
 
 /// The way to spend more, where there is one.

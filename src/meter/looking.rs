@@ -6,7 +6,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use tokio::sync::Semaphore;
 
-use super::{Meter, Shown, View};
+use super::{Meter, Shown, View, judge_seen};
 use crate::domain::catalogue::Catalogue;
 use crate::domain::decide::Budget;
 use crate::domain::ledger::Payer;
@@ -52,11 +52,12 @@ impl Meter {
         }
     }
 
-    /// One user at `now`, where memory alone knows everything that counts. Nothing is known so where other nodes write too.
-    pub fn remembered<'c>(&self, catalogue: &'c Catalogue, user: &UserId, now: DateTime<Utc>) -> Option<View<'c>> {
+    /// One user at `now`, where memory alone knows everything that counts. Where other nodes write too it does for as long as the setting
+    /// lets it.
+    pub fn remembered<'c>(&self, catalogue: &'c Arc<Catalogue>, user: &UserId, now: DateTime<Utc>) -> Option<View<'c>> {
         match &self.kept {
             Backend::Sqlite(shown) => shown.remembered(catalogue, user, now),
-            Backend::Postgres(_) => None,
+            Backend::Postgres(reading) => judge_seen(catalogue, reading.recent(catalogue, user, now)?).ok(),
         }
     }
 

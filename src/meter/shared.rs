@@ -196,6 +196,12 @@ pub async fn start(
 }
 
 impl Reading {
+    /// One user at `now`, where memory may be believed.
+    pub fn recent(&self, catalogue: &Arc<Catalogue>, user: &UserId, now: DateTime<Utc>) -> Option<Seen> {
+        let all = self.shared.recent_all(catalogue, now)?;
+        self.shared.recent_user(catalogue, user, all.as_ref(), &self.ahead, now)
+    }
+
     /// Users as they stand at `now` or later, in the order asked, with all that counts by this catalogue.
     pub async fn see(&self, catalogue: &Arc<Catalogue>, users: &[UserId], now: DateTime<Utc>) -> Result<Vec<Seen>, StoreError> {
         if let Some(seen) = self.shared.recent(catalogue, users, &self.ahead, now) {
@@ -250,33 +256,42 @@ impl Shared {
 
     /// What memory says of all of `users`, where it is as fresh as it has to be.
     fn recent(&self, catalogue: &Arc<Catalogue>, users: &[UserId], ahead: &mpsc::Sender<UserId>, now: DateTime<Utc>) -> Option<Vec<Seen>> {
+        let all = self.recent_all(catalogue, now)?;
+        users.iter().map(|user| self.recent_user(catalogue, user, all.as_ref(), ahead, now)).collect()
+    }
+
+    /// All users together, where a limit for them is to be had.
+    fn recent_all(&self, catalogue: &Arc<Catalogue>, now: DateTime<Utc>) -> Option<Option<Arc<Book>>> {
         if self.max_staleness <= TimeDelta::zero() {
             return None;
         }
-        let all = match &catalogue.global {
+        let Some(limits) = &catalogue.global else { return Some(None) };
+        let known = self.all.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let is_right = |known: &KnownOfAll| Arc::ptr_eq(&known.catalogue, catalogue) && self.is_recent(known.as_of, now);
+        let book = known.filter(is_right)?.book;
+        book.counts(limits, None, now).then_some(Some(book))
+    }
+
+    fn recent_user(
+        &self,
+        catalogue: &Catalogue,
+        user: &UserId,
+        all: Option<&Arc<Book>>,
+        ahead: &mpsc::Sender<UserId>,
+        now: DateTime<Utc>,
+    ) -> Option<Seen> {
+        let known = self.users.get(user).filter(|known| self.is_recent(known.as_of, now))?;
+        if self.max_staleness * 3 < (now - known.as_of) * 4 && !known.is_awaited.swap(true, Ordering::Relaxed) {
+            // He is asked for often, so he is looked up again before he is too old. Where too many are, he ages.
+            let _ = ahead.try_send(user.clone());
+        }
+        let standing = known.value.profile.standing(catalogue, now);
+        let pool = match known.value.pool(&standing) {
             None => None,
-            Some(limits) => {
-                let known = self.all.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                let is_right = |known: &KnownOfAll| Arc::ptr_eq(&known.catalogue, catalogue) && self.is_recent(known.as_of, now);
-                let book = known.filter(is_right)?.book;
-                Some(Some(book).filter(|book| book.counts(limits, None, now))?)
-            }
+            Some(account) => Some(self.accounts.get(account).filter(|pool| self.is_recent(pool.as_of, now))?.value.clone()),
         };
-        let see = |user: &UserId| {
-            let known = self.users.get(user).filter(|known| self.is_recent(known.as_of, now))?;
-            if self.max_staleness * 3 < (now - known.as_of) * 4 && !known.is_awaited.swap(true, Ordering::Relaxed) {
-                // He is asked for often, so he is looked up again before he is too old. Where too many are, he ages.
-                let _ = ahead.try_send(user.clone());
-            }
-            let standing = known.value.profile.standing(catalogue, now);
-            let pool = match known.value.pool(&standing) {
-                None => None,
-                Some(account) => Some(self.accounts.get(account).filter(|pool| self.is_recent(pool.as_of, now))?.value.clone()),
-            };
-            let counts = known.value.counts(pool.as_deref(), &standing, now);
-            counts.then(|| Seen { payer: known.value.clone(), pool, all: all.clone(), now })
-        };
-        users.iter().map(see).collect()
+        let counts = known.value.counts(pool.as_deref(), &standing, now);
+        counts.then(|| Seen { payer: known.value.clone(), pool, all: all.cloned(), now })
     }
 
     /// A user, where memory has him at the right version and counts the windows that are open at `now`.
