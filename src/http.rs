@@ -57,7 +57,7 @@ use hyper::body::{Body as _, Incoming};
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 use tokio::sync::Semaphore;
-use tracing::{Instrument, error_span};
+use tracing::{Instrument, Span};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -72,12 +72,13 @@ use crate::sync::{Rules, Touched};
 use crate::telemetry::Telemetry;
 use crate::upgrade::Upgrades;
 use arriving::Arriving;
+use enforcement::{Begun, Show};
 use error::{ErrorCode, Problem};
 use gate::Gate;
 use key_ring::KeyRing;
 use lanes::{Lane, Lanes};
 use notices::Notices;
-use request_id::{REQUEST_NAMED, RequestId};
+use request_id::RequestId;
 use serve::{Limits, Listener};
 
 /// Connections at once to `METRICS_ADDR`.
@@ -181,70 +182,66 @@ impl Doors {
         Self { router: TowerToHyperService::new(router(app.clone())), app, lanes: Arc::default(), limits }
     }
 
-    /// Most checks are answered by memory alone. Everything else is a future on the heap: as a part of a connection's own it would be
-    /// moved with it, some kilobytes for each request.
+    /// Most checks are answered by memory alone, at once. Everything else is a future on the heap: as a part of a connection's own it
+    /// would be moved with it, some kilobytes for each request.
     pub fn answer(&self, request: Request<Incoming>) -> Answer {
         let watched = trace::Watched::begin(&request);
-        if let Some(response) = watched.span.in_scope(|| self.at_once(&request)) {
-            watched.end(&self.app.telemetry, &response);
-            return Either::Left(ready(Ok(response)));
-        }
-        let doors = self.clone();
-        Either::Right(Box::pin(async move {
-            let response = doors.admit(request).instrument(watched.span.clone()).await?;
-            watched.end(&doors.app.telemetry, &response);
-            Ok(response)
-        }))
-    }
-
-    /// A check of one user, where nothing has to be waited for. It takes no place in a lane: there are as many as threads.
-    fn at_once(&self, request: &Request<Incoming>) -> Option<Response> {
-        let path = request.uri().path();
-        let user = if request.method() == Method::GET { enforcement::user_in(path) } else { None };
-        if user.is_none() && !gate::is_at(path) {
-            return None;
-        }
-        let answer = || match user {
-            Some(user) => enforcement::at_once(&self.app, request, user),
-            None => gate::ask_at_once(&self.app, request.headers()),
-        };
         let id = RequestId::sent(request.headers());
-        let response = match &id {
-            None => answer(),
-            Some(id) => error_span!(target: REQUEST_NAMED, "request", request_id = %id.shown()).in_scope(answer),
-        };
-        Some(request_id::mark(response?, id))
+        let (span, named) = (watched.span.clone(), id.as_ref().map_or_else(Span::none, RequestId::span));
+        match span.in_scope(|| named.in_scope(|| self.begin(&request))) {
+            Some((Begun::Answered(response), _)) => {
+                let response = request_id::mark(response, id);
+                watched.end(&self.app.telemetry, &response);
+                Either::Left(ready(Ok(response)))
+            }
+            Some((Begun::Waits(user, ask), show)) => {
+                let doors = self.clone();
+                let answer = async move {
+                    let response = match doors.lanes.enter(Lane::Check) {
+                        Some(_place) => enforcement::decide(&doors.app, &user, &ask, show).await,
+                        None => Lane::Check.busy().into_response(),
+                    };
+                    let response = request_id::mark(response, id);
+                    watched.end(&doors.app.telemetry, &response);
+                    Ok(response)
+                };
+                Either::Right(Box::pin(answer.instrument(named).instrument(span)))
+            }
+            Some((Begun::Unknown, _)) | None => {
+                let doors = self.clone();
+                Either::Right(Box::pin(async move {
+                    let response = doors.admit(request, id).instrument(span).await?;
+                    watched.end(&doors.app.telemetry, &response);
+                    Ok(response)
+                }))
+            }
+        }
     }
 
-    async fn admit(&self, request: Request<Incoming>) -> Result<Response, Infallible> {
-        let (mut head, body) = request.into_parts();
-        let id = RequestId::sent(&head.headers);
-        let path = head.uri.path();
-        let user = if head.method == Method::GET { enforcement::user_in(path) } else { None };
-        let lane = user.map_or_else(|| Lane::of(&head.method, path, body.size_hint().exact()), |_| Lane::Check);
+    /// A check of one user, as far as memory goes; it takes no place in a lane, since there are no more of them at once than threads.
+    fn begin(&self, request: &Request<Incoming>) -> Option<(Begun, Show)> {
+        let path = request.uri().path();
+        if gate::is_at(path) {
+            return Some((gate::begin(&self.app, request.headers()), gate::show));
+        }
+        let user = enforcement::user_in(path).filter(|_| request.method() == Method::GET)?;
+        Some((enforcement::begin(&self.app, request, user), enforcement::show))
+    }
+
+    async fn admit(&self, request: Request<Incoming>, id: Option<RequestId>) -> Result<Response, Infallible> {
+        let lane = Lane::of(request.method(), request.uri().path(), request.body().size_hint().exact());
         let Some(_place) = self.lanes.enter(lane) else { return Ok(request_id::mark(lane.busy().into_response(), id)) };
-        let app = self.app.clone();
-        let answer: Pin<Box<dyn Future<Output = Response> + Send>> = if let Some(user) = user {
-            Box::pin(enforcement::in_time(app, &head, user))
-        } else if gate::is_at(path) {
-            let headers = std::mem::take(&mut head.headers);
-            Box::pin(async { gate::ask(State(app), headers).await.into_response() })
+        let id = id.unwrap_or_else(RequestId::made);
+        let span = id.span();
+        // Whatever method it has, and whatever stands behind its path.
+        let response = if gate::is_at(request.uri().path()) {
+            let (head, _) = request.into_parts();
+            gate::ask(State(self.app.clone()), head.headers).instrument(span).await.into_response()
         } else {
-            return self.route(Request::from_parts(head, body), id.unwrap_or_else(RequestId::made)).await;
+            let (head, body) = request.into_parts();
+            let body = Body::new(Arriving::new(body, &head.headers, self.limits));
+            self.router.call(Request::from_parts(head, body)).instrument(span).await?
         };
-        let response = match &id {
-            None => answer.await,
-            Some(id) => answer.instrument(error_span!(target: REQUEST_NAMED, "request", request_id = %id.shown())).await,
-        };
-        Ok(request_id::mark(response, id))
-    }
-
-    /// By the router. What the log says meanwhile has the request's id.
-    async fn route(&self, request: Request<Incoming>, id: RequestId) -> Result<Response, Infallible> {
-        let (head, body) = request.into_parts();
-        let body = Body::new(Arriving::new(body, &head.headers, self.limits));
-        let span = error_span!(target: REQUEST_NAMED, "request", request_id = %id.shown());
-        let response = self.router.call(Request::from_parts(head, body)).instrument(span).await?;
         Ok(request_id::mark(response, Some(id)))
     }
 }

@@ -260,7 +260,7 @@ impl Meter {
         match &self.kept {
             Backend::Sqlite(shown) => self.own_view(shown, catalogue, user, now).await,
             Backend::Postgres(reading) => {
-                let seen = reading.see(catalogue, std::slice::from_ref(user), now).await?.pop();
+                let seen = reading.see(catalogue, std::slice::from_ref(user), now, DEADLINE).await?.pop();
                 judge_seen(catalogue, seen.ok_or_else(StoreError::torn)?)
             }
         }
@@ -276,7 +276,7 @@ impl Meter {
         match &self.kept {
             Backend::Sqlite(shown) => self.own_views(shown, catalogue, users, now).await,
             Backend::Postgres(reading) => {
-                reading.see(catalogue, users, now).await?.into_iter().map(|seen| judge_seen(catalogue, seen)).collect()
+                reading.see(catalogue, users, now, DEADLINE).await?.into_iter().map(|seen| judge_seen(catalogue, seen)).collect()
             }
         }
     }

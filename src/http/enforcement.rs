@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::request::Parts;
 use axum::http::{HeaderValue, Request, header};
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
@@ -75,7 +74,7 @@ pub async fn one(
     Params(query): Params<Query>,
 ) -> Result<Response, Problem> {
     require(&app, &key, Scope::Check).await?;
-    Ok(answer(&app, user, query.ask()?).await)
+    Ok(decide(&app, &user, &query.ask()?, show).await)
 }
 
 /// The user's part of the path of [`one`], as it came.
@@ -83,27 +82,47 @@ pub fn user_in(path: &str) -> Option<&str> {
     path.strip_prefix("/v1/users/")?.strip_suffix("/enforcement").filter(|part| !part.is_empty() && !part.contains('/'))
 }
 
-/// [`one`], where memory alone knows the key and all that counts: nothing is waited for. `None` where it does not.
-pub fn at_once<B>(app: &App, request: &Request<B>, user: &str) -> Option<Response> {
-    let answer = || {
-        let (UserPath(user), Params(query)) = (UserPath::read(user)?, Params::<Query>::read(request.uri().query())?);
-        let now = app.now();
-        if require_at_once(app, &Bearer::of(request.headers()), Scope::Check, now)?.is_none() {
-            return Ok(None);
-        }
-        Ok(decide_at_once(app, &user, &query.ask()?, now, shown))
-    };
-    answer().unwrap_or_else(|problem: Problem| Some(problem.into_response()))
+/// How a decision becomes an answer; the last says whether the store was there for it.
+pub type Show = fn(&App, &DecisionView<'_>, bool) -> Response;
+
+/// How far a check of one user comes without waiting for anything.
+#[derive(Debug)]
+pub enum Begun {
+    Answered(Response),
+    /// The key is good, but memory does not have all that counts.
+    Waits(UserId, Ask),
+    /// The key itself has to be asked for.
+    Unknown,
 }
 
-/// [`one`], without a router before it.
-pub async fn in_time(app: Arc<App>, head: &Parts, user: &str) -> Response {
-    let read = || Ok((UserPath::read(user)?, Params::read(head.uri.query())?));
-    let answer = match read() {
-        Ok((user, query)) => one(State(app), Bearer::of(&head.headers), user, query).await,
-        Err(problem) => Err(problem),
+impl From<Problem> for Begun {
+    fn from(problem: Problem) -> Self {
+        Self::Answered(problem.into_response())
+    }
+}
+
+/// [`one`], as far as memory goes.
+pub fn begin<B>(app: &App, request: &Request<B>, user: &str) -> Begun {
+    let begun = || {
+        let (UserPath(user), Params(query)) = (UserPath::read(user)?, Params::<Query>::read(request.uri().query())?);
+        let now = app.now();
+        match require_at_once(app, &Bearer::of(request.headers()), Scope::Check, now)? {
+            None => Ok(Begun::Unknown),
+            Some(_) => Ok(by_memory(app, user, query.ask()?, now, show)),
+        }
     };
-    answer.into_response()
+    begun().unwrap_or_else(|problem: Problem| problem.into())
+}
+
+pub fn by_memory(app: &App, user: UserId, ask: Ask, now: DateTime<Utc>, show: Show) -> Begun {
+    let catalogue = app.catalogue.load();
+    match app.meter.remembered(&catalogue, &user, now) {
+        None => Begun::Waits(user, ask),
+        Some(view) => {
+            let decision = DecisionView::of_view(app, &user, &view, &ask, now).counted(app);
+            Begun::Answered(show(app, &decision, app.meter.is_writable(now)))
+        }
+    }
 }
 
 with_tokens! {
@@ -176,7 +195,7 @@ pub async fn several(
         require(&app, &key, Scope::Write).await?;
     }
     match if is_list { None } else { asked.pop() } {
-        Some(Asked::Check(user, ask)) => Ok(answer(&app, user, ask).await),
+        Some(Asked::Check(user, ask)) => Ok(decide(&app, &user, &ask, show).await),
         Some(Asked::Reserve(ask)) => Ok(holds::json_text(holds::reserve(&app, ask).await?)),
         None => Ok(answers(&app, asked).await),
     }
@@ -240,34 +259,20 @@ pub fn json(answer: &impl Serialize) -> String {
     }
 }
 
-async fn answer(app: &App, user: UserId, ask: Ask) -> Response {
-    decide(app, &user, &ask, shown).await
-}
-
-fn shown(decision: &DecisionView<'_>, store_answers: bool) -> Response {
+pub fn show(_: &App, decision: &DecisionView<'_>, store_answers: bool) -> Response {
     with_retry(holds::json_text(json(decision)), store_answers)
 }
 
-/// [`decide`], where memory alone knows all that counts.
-pub fn decide_at_once<R>(
-    app: &App,
-    user: &UserId,
-    ask: &Ask,
-    now: DateTime<Utc>,
-    show: impl FnOnce(&DecisionView<'_>, bool) -> R,
-) -> Option<R> {
-    let catalogue = app.catalogue.load();
-    let view = app.meter.remembered(&catalogue, user, now)?;
-    Some(show(&DecisionView::of_view(app, user, &view, ask, now).counted(app), app.meter.is_writable(now)))
-}
-
-/// Decides, and shows the decision; also, whether the store was there for it: while it is away, an answer says when to ask again.
-pub async fn decide<R>(app: &App, user: &UserId, ask: &Ask, show: impl FnOnce(&DecisionView<'_>, bool) -> R) -> R {
+/// Decides, and shows the decision.
+pub async fn decide(app: &App, user: &UserId, ask: &Ask, show: Show) -> Response {
     let catalogue = app.catalogue.load();
     match app.meter.view_in_time(&catalogue, user, app.now(), app.store_timeout).await {
-        // By the clock as it is now: it may have waited.
-        Ok(view) => show(&DecisionView::of_view(app, user, &view, ask, app.now()).counted(app), app.meter.is_writable(app.now())),
-        Err(error) => show(&unread(app, &error, DecisionView::unread(app, &catalogue, user, ask).counted(app)), false),
+        Ok(view) => {
+            // It may have waited.
+            let now = app.now();
+            show(app, &DecisionView::of_view(app, user, &view, ask, now).counted(app), app.meter.is_writable(now))
+        }
+        Err(error) => show(app, &unread(app, &error, DecisionView::unread(app, &catalogue, user, ask).counted(app)), false),
     }
 }
 

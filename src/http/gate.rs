@@ -11,7 +11,7 @@ use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use super::App;
 use super::auth::{Bearer, Scope, require, require_at_once};
 use super::body::Name;
-use super::enforcement::{decide, decide_at_once, json, with_retry};
+use super::enforcement::{Begun, by_memory, decide, json, with_retry};
 use super::error::{ErrorCode, Problem};
 use super::holds::json_text;
 use super::openapi::shapes::Amount;
@@ -107,27 +107,27 @@ pub fn is_at(path: &str) -> bool {
 pub async fn ask(State(app): State<Arc<App>>, headers: HeaderMap) -> Result<Response, Problem> {
     require(&app, &key(&headers), Scope::Check).await?;
     let (user, ask) = app.gate.asked(&headers)?;
-    Ok(decide(&app, &user, &ask, |decision, store_answers| answer(&app, decision, store_answers)).await)
+    Ok(decide(&app, &user, &ask, show).await)
 }
 
-/// [`ask`], where memory alone knows the key and all that counts: nothing is waited for. `None` where it does not.
-pub fn ask_at_once(app: &App, headers: &HeaderMap) -> Option<Response> {
-    let answered = || {
+/// [`ask`], as far as memory goes.
+pub fn begin(app: &App, headers: &HeaderMap) -> Begun {
+    let begun = || {
         let now = app.now();
         if require_at_once(app, &key(headers), Scope::Check, now)?.is_none() {
-            return Ok(None);
+            return Ok(Begun::Unknown);
         }
         let (user, ask) = app.gate.asked(headers)?;
-        Ok(decide_at_once(app, &user, &ask, now, |decision, store_answers| answer(app, decision, store_answers)))
+        Ok(by_memory(app, user, ask, now, show))
     };
-    answered().unwrap_or_else(|problem: Problem| Some(problem.into_response()))
+    begun().unwrap_or_else(|problem: Problem| problem.into())
 }
 
 fn key(headers: &HeaderMap) -> Bearer {
     headers.get(KEY).map_or_else(|| Bearer::of(headers), Bearer::of_key)
 }
 
-fn answer(app: &App, decision: &DecisionView<'_>, store_answers: bool) -> Response {
+pub fn show(app: &App, decision: &DecisionView<'_>, store_answers: bool) -> Response {
     let mut response = match (decision.action, decision.reason) {
         (Action::Allow | Action::Warn | Action::Degrade, _) => StatusCode::OK.into_response(),
         (Action::Block, Reason::StoreUnavailable) => (StatusCode::SERVICE_UNAVAILABLE, json_text(json(decision))).into_response(),

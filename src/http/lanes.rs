@@ -5,9 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::http::Method;
 
-use super::gate;
-
 use super::error::{ErrorCode, Problem};
+use super::{enforcement, gate};
 
 /// A body up to this size is light: a record, a hold, a check with metadata, most of Stripe's events.
 const LIGHT_BYTES_MAX: u64 = 64 * 1024;
@@ -40,6 +39,7 @@ impl Lane {
             path if gate::is_at(path) => Self::Check,
             _ if !is_light => Self::Large,
             "/v1/enforcement" => Self::Check,
+            path if enforcement::user_in(path).is_some() => Self::Check,
             _ if *method != Method::POST => Self::Other,
             "/v1/usage" | "/v1/corrections" => Self::Write,
             path if path.starts_with("/v1/holds") => Self::Write,
@@ -158,6 +158,7 @@ mod tests {
         check(Method::GET, "/healthz", None, Lane::Health);
         check(Method::POST, "/v1/enforcement", Some(100), Lane::Check);
         check(Method::POST, "/v1/enforcement", Some(1_000_000), Lane::Large);
+        check(Method::GET, "/v1/users/u/enforcement", Some(0), Lane::Check);
         check(Method::POST, "/v1/usage", Some(100), Lane::Write);
         check(Method::POST, "/v1/usage", None, Lane::Large);
         check(Method::POST, "/v1/holds/h/capture", Some(9), Lane::Write);

@@ -1,10 +1,9 @@
 //! A name for one request, by which an answer and the log are matched.
 
-use std::fmt::Display;
-
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::Response;
+use tracing::{Span, error_span};
 
 use super::error::Problem;
 
@@ -41,9 +40,9 @@ impl RequestId {
         self.text.to_str().unwrap_or_default()
     }
 
-    /// As a span shows it.
-    pub fn shown(&self) -> impl Display {
-        self.text().to_owned()
+    /// The span by which lines of the log name the request.
+    pub fn span(&self) -> Span {
+        error_span!(target: REQUEST_NAMED, "request", request_id = self.text())
     }
 }
 

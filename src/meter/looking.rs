@@ -76,10 +76,23 @@ impl Meter {
         now: DateTime<Utc>,
         patience: Duration,
     ) -> Result<Vec<View<'c>>, StoreError> {
-        if let Backend::Postgres(_) = &self.kept {
-            // Its readers are bounded, and skip whoever went away.
-            return tokio::time::timeout(patience, self.views(catalogue, users, now)).await.unwrap_or_else(|_| Err(StoreError::late()));
+        match &self.kept {
+            Backend::Postgres(reading) => {
+                let seen = reading.see(catalogue, users, now, patience).await?;
+                seen.into_iter().map(|seen| judge_seen(catalogue, seen)).collect()
+            }
+            // Seldom, and large.
+            Backend::Sqlite(_) => Box::pin(self.look_in_files(catalogue, users, now, patience)).await,
         }
+    }
+
+    async fn look_in_files<'c>(
+        self: &Arc<Self>,
+        catalogue: &'c Arc<Catalogue>,
+        users: &[UserId],
+        now: DateTime<Utc>,
+        patience: Duration,
+    ) -> Result<Vec<View<'c>>, StoreError> {
         let (meter, by, sought) = (self.clone(), catalogue.clone(), users.to_vec());
         let look = async {
             let place = self.lookups.clone().acquire_owned().await.map_err(|_| StoreError::late())?;

@@ -39,8 +39,6 @@ const WRITERS: usize = 2;
 const READERS: usize = 2;
 /// Checks that wait for a reader; beyond, the store counts as one that does not answer.
 const ASKS_MAX: usize = 4096;
-/// How long a check waits.
-const DEADLINE: Duration = Duration::from_secs(5);
 /// When a sum stops being held: never, since it is read anew before it is used.
 const LONG: TimeDelta = TimeDelta::days(365);
 
@@ -202,14 +200,20 @@ impl Reading {
         self.shared.recent_user(catalogue, user, all.as_ref(), &self.ahead, now)
     }
 
-    /// Users as they stand at `now` or later, in the order asked, with all that counts by this catalogue.
-    pub async fn see(&self, catalogue: &Arc<Catalogue>, users: &[UserId], now: DateTime<Utc>) -> Result<Vec<Seen>, StoreError> {
+    /// Users as they stand at `now` or later, in the order asked, with all that counts by this catalogue; or an error after `patience`.
+    pub async fn see(
+        &self,
+        catalogue: &Arc<Catalogue>,
+        users: &[UserId],
+        now: DateTime<Utc>,
+        patience: Duration,
+    ) -> Result<Vec<Seen>, StoreError> {
         if let Some(seen) = self.shared.recent(catalogue, users, &self.ahead, now) {
             return Ok(seen);
         }
         let (answer, answered) = oneshot::channel();
         self.asks.try_send(Ask { users: users.to_vec(), catalogue: catalogue.clone(), answer }).map_err(|_| StoreError::late())?;
-        match tokio::time::timeout(DEADLINE, answered).await {
+        match tokio::time::timeout(patience, answered).await {
             Ok(Ok(Ok(seen))) => Ok(seen),
             Ok(Ok(Err(error))) => Err(Arc::try_unwrap(error).unwrap_or_else(|error| StoreError::like(&error))),
             Ok(Err(_)) | Err(_) => Err(StoreError::late()),
