@@ -8,18 +8,19 @@ mod check;
 mod facts;
 mod kinds;
 mod metadata;
+mod quick;
 mod when;
 
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::{Arc, LazyLock};
 
-use cel::objects::Value;
-use cel::{Context, Env, ExecutionError};
+use cel::{Env, ExecutionError};
 
 pub use self::facts::Facts;
 use self::facts::Lookup;
 pub use self::metadata::{METADATA_BYTES_MAX, METADATA_VALUES_MAX};
+use self::quick::Interpreter;
 pub use self::when::{EXPRESSION_BYTES_MAX, When};
 use serde::Serialize;
 
@@ -68,10 +69,8 @@ impl Rule {
         self.action
     }
 
-    fn holds(&self, context: &Context<'_, '_>) -> Result<bool, Failure> {
-        let value = Value::resolve_val(self.when.expression(), context).map_err(|error| Failure::of(&error))?;
-        let value: &dyn cel::common::value::Val = value.as_ref();
-        value.downcast_ref::<cel::common::types::CelBool>().map(|truth| *truth.inner()).ok_or(Failure::NotATruth)
+    fn holds(&self, by: &Interpreter<'_, '_>) -> Result<bool, Failure> {
+        self.when.test().judge(by)
     }
 }
 
@@ -186,9 +185,8 @@ impl Rules {
     /// What each rule says, the strict ones too that a check would not come to any more.
     pub fn tried(&self, facts: &Facts<'_>) -> Vec<Tried<'_>> {
         let lookup = Lookup::new(facts);
-        let mut context = Context::with_env(ENV.clone());
-        context.set_variable_resolver(&lookup);
-        let outcome = |rule: &Rule| match rule.holds(&context) {
+        let by = Interpreter::new(&lookup);
+        let outcome = |rule: &Rule| match rule.holds(&by) {
             Ok(true) => TriedOutcome::Applies,
             Ok(false) => TriedOutcome::DoesNotApply,
             Err(_) => TriedOutcome::Failed,
@@ -198,11 +196,10 @@ impl Rules {
     }
 
     fn judge_by(&self, lookup: &Lookup<'_>) -> Option<Verdict<'_>> {
-        let mut context = Context::with_env(ENV.clone());
-        context.set_variable_resolver(lookup);
+        let by = Interpreter::new(lookup);
         let mut worst: Option<Verdict<'_>> = None;
         for rule in self.0.iter() {
-            let verdict = match rule.holds(&context) {
+            let verdict = match rule.holds(&by) {
                 Ok(false) => continue,
                 Ok(true) => Verdict { action: rule.action, rule: &rule.name, message: Cow::Borrowed(&rule.message), failed: false },
                 Err(failure) => {

@@ -16,15 +16,15 @@ use crate::domain::user::{AccountId, UserId};
 const TIERS: &str = "default_tier: free\ntiers:\n  free: { rank: 3, budgets: { daily: 1 }, policy: strict }\n";
 
 /// A request that tests change a little.
-struct Request {
-    user: UserId,
-    account: Option<AccountId>,
-    catalogue: Catalogue,
-    model: Option<&'static str>,
-    estimate: Money,
-    budgets: Vec<Budget>,
-    metadata: Map<String, Json>,
-    now: DateTime<Utc>,
+pub(super) struct Request {
+    pub(super) user: UserId,
+    pub(super) account: Option<AccountId>,
+    pub(super) catalogue: Catalogue,
+    pub(super) model: Option<&'static str>,
+    pub(super) estimate: Money,
+    pub(super) budgets: Vec<Budget>,
+    pub(super) metadata: Map<String, Json>,
+    pub(super) now: DateTime<Utc>,
 }
 
 impl Request {
@@ -59,12 +59,12 @@ impl Request {
         }
     }
 
-    fn with(metadata: Json) -> Self {
+    pub(super) fn with(metadata: Json) -> Self {
         let Json::Object(metadata) = metadata else { panic!("an object") };
         Self { metadata, ..Self::new() }
     }
 
-    fn facts(&self) -> Facts<'_> {
+    pub(super) fn facts(&self) -> Facts<'_> {
         Facts {
             user: &self.user,
             account: self.account.as_ref(),
@@ -423,7 +423,7 @@ fn metadata_that_is_too_large_stops_only_rules_that_look_at_it() {
 
 #[test]
 fn a_check_asks_for_nothing_that_no_rule_names() {
-    let list = rules(&[("a", "estimate > 0.05 && model == 'x'", Action::Warn)]);
+    let list = rules(&[("a", "size(model) > 3 && string(estimate) == 'x'", Action::Warn)]);
     let request = Request::new();
     let facts = request.facts();
     let lookup = Lookup::new(&facts);

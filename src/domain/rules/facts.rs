@@ -106,13 +106,45 @@ impl<'a> Lookup<'a> {
     pub fn metadata_is_too_large(&self) -> bool {
         self.metadata.get().is_some_and(Option::is_none)
     }
+
+    pub fn facts(&self) -> &'a Facts<'a> {
+        self.facts
+    }
+
+    pub fn estimate(&self) -> f64 {
+        *self.celled_estimate().inner()
+    }
+
+    fn celled_estimate(&self) -> &CelDouble {
+        self.estimate.get_or_init(|| self.facts.estimate.dollars().into())
+    }
+
+    /// `None` where it is too large.
+    pub fn metadata(&self) -> Option<&CelMap<'a>> {
+        self.metadata.get_or_init(|| metadata::value(self.facts.metadata)).as_ref()
+    }
+
+    /// CEL's times are of these years, and arithmetic on others would leave what can be counted.
+    pub fn now(&self) -> Option<DateTime<Utc>> {
+        Some(self.facts.now).filter(|now| (1..=9999).contains(&now.year()))
+    }
+
+    pub fn budget(&self, whose: Whose, period: &str) -> Option<&'a Budget> {
+        BudgetsVal { budgets: self.facts.budgets, whose }.of(period)
+    }
+
+    /// `budgets.daily.spent`
+    pub fn budget_number(&self, name: &str) -> Option<f64> {
+        let (whose, period, field) = budget_number(name)?;
+        budgets::number(self.budget(whose, period)?, field)
+    }
 }
 
 impl VariableResolver for Lookup<'_> {
     fn resolve<'b>(&'b self, name: &str) -> Option<CowVal<'b, 'b>> {
         #[cfg(test)]
         self.asked.fetch_add(1, Ordering::Relaxed);
-        let (facts, names) = (self.facts, &self.names);
+        let names = &self.names;
         let value: &'b dyn Val = match name {
             "user.id" => &names.user,
             "user.account" => &names.account,
@@ -120,19 +152,17 @@ impl VariableResolver for Lookup<'_> {
             "tier.rank" => &names.rank,
             "model" => &names.model,
             "provider" => &names.provider,
-            "estimate" => self.estimate.get_or_init(|| facts.estimate.dollars().into()),
+            "estimate" => self.celled_estimate(),
             "input_tokens" => &names.input_tokens,
             "output_tokens" => &names.output_tokens,
             "budgets" => &names.budgets,
             "global" => &names.global,
-            "metadata" => self.metadata.get_or_init(|| metadata::value(facts.metadata)).as_ref()?,
-            // CEL's times are of these years, and arithmetic on others would leave what can be counted.
-            "now" if (1..=9999).contains(&facts.now.year()) => self.now.get_or_init(|| facts.now.fixed_offset().into()),
-            _ => {
-                let (whose, period, field) = budget_number(name)?;
-                let budget = BudgetsVal { budgets: facts.budgets, whose }.of(period)?;
-                return budgets::number(budget, field).map(|number| CowVal::owned(CelDouble::from(number)));
+            "metadata" => self.metadata()?,
+            "now" => {
+                let now = Self::now(self)?;
+                self.now.get_or_init(|| now.fixed_offset().into())
             }
+            _ => return self.budget_number(name).map(|number| CowVal::owned(CelDouble::from(number))),
         };
         Some(CowVal::Borrowed(value))
     }
@@ -145,7 +175,7 @@ pub(super) fn is_name(name: &str) -> bool {
 }
 
 /// `budgets.daily.spent` taken apart.
-fn budget_number(name: &str) -> Option<(Whose, &str, &str)> {
+pub(super) fn budget_number(name: &str) -> Option<(Whose, &str, &str)> {
     let (root, rest) = name.split_once('.')?;
     let whose = match root {
         "budgets" => Whose::Users,

@@ -8,6 +8,7 @@ use cel::parser::{ParseError, Parser};
 
 use super::check::Checker;
 use super::facts::is_name;
+use super::quick::Test;
 
 /// The longest expression.
 pub const EXPRESSION_BYTES_MAX: usize = 1024;
@@ -25,7 +26,7 @@ pub(super) const PANICKED: &str = "the parser gives up on this expression; write
 #[derive(Clone)]
 pub struct When {
     source: String,
-    expression: IdedExpr,
+    test: Test,
     steps: u64,
 }
 
@@ -56,11 +57,8 @@ impl When {
     }
 
     fn read(text: &str) -> Result<Self, String> {
-        let parser = Parser::new().enable_optional_syntax(false);
-        let (mut expression, source) = parser.parse_with_source_info(text).map_err(|errors| syntax(errors.errors.first()))?;
-        let steps = Checker::new(&source).condition(&expression)?;
-        join_names(&mut expression);
-        Ok(Self { source: text.to_owned(), expression, steps })
+        let (expression, steps) = checked(text)?;
+        Ok(Self { source: text.to_owned(), test: Test::of(&expression), steps })
     }
 
     pub fn source(&self) -> &str {
@@ -72,9 +70,18 @@ impl When {
         self.steps
     }
 
-    pub(super) fn expression(&self) -> &IdedExpr {
-        &self.expression
+    pub(super) fn test(&self) -> &Test {
+        &self.test
     }
+}
+
+/// An expression as the interpreter has it, and the work that it is at worst.
+pub(super) fn checked(text: &str) -> Result<(IdedExpr, u64), String> {
+    let parser = Parser::new().enable_optional_syntax(false);
+    let (mut expression, source) = parser.parse_with_source_info(text).map_err(|errors| syntax(errors.errors.first()))?;
+    let steps = Checker::new(&source).condition(&expression)?;
+    join_names(&mut expression);
+    Ok((expression, steps))
 }
 
 impl fmt::Debug for When {
