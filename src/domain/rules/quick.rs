@@ -324,39 +324,36 @@ fn of_text(method: &str, constant: &str) -> Option<OfText> {
 }
 
 fn number(expression: &IdedExpr) -> Option<Number> {
-    match &expression.expr {
-        Expr::Ident(name) => match name.as_str() {
+    if let Expr::Ident(name) = &expression.expr {
+        return match name.as_str() {
             "tier.rank" => Some(Number::Rank),
             "input_tokens" => Some(Number::InputTokens),
             "output_tokens" => Some(Number::OutputTokens),
             "estimate" => Some(Number::Estimate),
             name => (is_name(name) && budget_number(name).is_some()).then(|| Number::OfBudget(name.to_owned())),
-        },
-        Expr::Call(CallExpr { func_name, target: Some(target), args }) if args.is_empty() => {
-            matches!(&target.expr, Expr::Ident(name) if name == "now").then_some(())?;
-            match func_name.as_str() {
-                "getHours" => Some(Number::Hour),
-                "getMinutes" => Some(Number::Minute),
-                "getDayOfWeek" => Some(Number::DayOfWeek),
-                _ => None,
-            }
-        }
+        };
+    }
+    let Expr::Call(CallExpr { func_name, target: Some(target), args }) = &expression.expr else { return None };
+    let of_now = args.is_empty() && matches!(&target.expr, Expr::Ident(name) if name == "now");
+    match func_name.as_str() {
+        "getHours" if of_now => Some(Number::Hour),
+        "getMinutes" if of_now => Some(Number::Minute),
+        "getDayOfWeek" if of_now => Some(Number::DayOfWeek),
         _ => None,
     }
 }
 
 fn string(expression: &IdedExpr) -> Option<&str> {
-    match &expression.expr {
-        Expr::Literal(LiteralValue::String(constant)) => Some(constant.inner()),
-        _ => None,
-    }
+    let Expr::Literal(LiteralValue::String(constant)) = &expression.expr else { return None };
+    Some(constant.inner())
 }
 
 fn constant(expression: &IdedExpr) -> Option<Constant> {
-    match &expression.expr {
-        Expr::Literal(LiteralValue::Int(constant)) => Some(Constant::Whole(*constant.inner())),
-        Expr::Literal(LiteralValue::Double(constant)) => Some(Constant::Decimal(*constant.inner())),
-        _ => None,
+    let Expr::Literal(literal) = &expression.expr else { return None };
+    match literal {
+        LiteralValue::Int(constant) => Some(Constant::Whole(*constant.inner())),
+        LiteralValue::Double(constant) => Some(Constant::Decimal(*constant.inner())),
+        LiteralValue::Boolean(_) | LiteralValue::Bytes(_) | LiteralValue::Null | LiteralValue::String(_) | LiteralValue::UInt(_) => None,
     }
 }
 
