@@ -12,6 +12,7 @@ mod rules;
 mod servers;
 mod service;
 mod slow;
+mod strangers;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -44,6 +45,8 @@ enum Command {
     Flood(Flood),
     /// How long checks take while others ask and take no answers.
     SlowReaders(slow::Args),
+    /// What it leaves behind to ask about users whom nobody knows.
+    Strangers(strangers::Args),
     /// What a check costs with ten rules of the operator, to one without.
     Rules(rules::Args),
     /// Start a Postgres of its own, and compare services on it with what people do first.
@@ -131,6 +134,7 @@ async fn main() -> Result<()> {
         Command::Bare { address, database, postgres } => service::serve_bare(address, &database, postgres.as_deref()).await,
         Command::SlowReaders(args) => slow::compare(args).await,
         Command::Rules(args) => rules::compare(args).await,
+        Command::Strangers(args) => strangers::ask(args).await,
         Command::Postgres(args) => postgres::compare(args).await,
     }
 }

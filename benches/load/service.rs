@@ -173,9 +173,7 @@ impl Service {
 
     /// Makes `user-{number}` known for each of `users`, a thousand in a request.
     pub async fn meet(&self, users: Range<usize>) -> Result<()> {
-        // The client wants a TLS provider also where it does not speak TLS; a second call finds it installed.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = reqwest::Client::builder().timeout(Duration::from_secs(60)).build()?;
+        let client = client()?;
         for start in users.clone().step_by(1000) {
             let one = |user: usize| format!("{{\"id\":\"meet-{user}\",\"user_id\":\"user-{user}\",\"cost\":0.01}}");
             let body: Vec<String> = (start..users.end.min(start + 1000)).map(one).collect();
@@ -184,4 +182,11 @@ impl Service {
         }
         Ok(())
     }
+}
+
+/// For requests that are not measured.
+pub fn client() -> Result<reqwest::Client> {
+    // It wants a TLS provider also where it does not speak TLS; a second call finds it installed.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    Ok(reqwest::Client::builder().timeout(Duration::from_secs(60)).build()?)
 }
