@@ -28,8 +28,10 @@ use post::{Post, Reply};
 
 /// How often the outbox is looked at where nobody says that there is something: other nodes raise alerts too.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How often old alerts are looked for. Those of limits that never reset stay, and are looked at each time.
-const TIDY_EVERY: Duration = Duration::from_hours(24);
+/// How often it is looked for what goes to endpoints that nobody has.
+const TIDY_EVERY: Duration = Duration::from_hours(1);
+/// How often of that old alerts are looked for. Those of limits that never reset stay, and are looked at each time.
+const TIDY_ALL_EVERY: u64 = 24;
 /// A whole try: a receiver that takes longer should take first and think then.
 const DEADLINE: Duration = Duration::from_secs(10);
 /// Alerts in one transaction. They are due together, so no more than go in one step, which puts them in order.
@@ -174,9 +176,10 @@ impl Teller {
     }
 
     async fn tidy_on(&self) {
-        loop {
-            if let Err(error) = self.tidy().await {
-                warn!(%error, "old alerts could not be deleted, and stay: {error}");
+        for round in 0_u64.. {
+            let tidied = if round.is_multiple_of(TIDY_ALL_EVERY) { self.tidy().await } else { self.park_strays().await };
+            if let Err(error) = tidied {
+                warn!(%error, "old alerts could not be deleted or given up, and stay: {error}");
             }
             tokio::time::sleep(TIDY_EVERY).await;
         }
@@ -270,8 +273,8 @@ impl Teller {
         tx.commit().await
     }
 
-    /// Deletes old alerts, a few at a time, and gives up what goes to endpoints that nobody has.
-    pub async fn tidy(&self) -> Result<(), StoreError> {
+    /// Gives up what goes to endpoints that nobody has.
+    async fn park_strays(&self) -> Result<(), StoreError> {
         let now = (self.clock)();
         let mut tx = self.store.begin_aside().await?;
         let strays = outbox::park_strays(tx.connection()?, now - STRAY_AFTER, &self.endpoints(), now).await?;
@@ -279,6 +282,13 @@ impl Teller {
         if 0 < strays {
             warn!(strays, "{strays} alerts were to go to endpoints that are not in ALERT_WEBHOOKS any more, and are given up");
         }
+        Ok(())
+    }
+
+    /// Deletes old alerts, a few at a time, and gives up what goes to endpoints that nobody has.
+    pub async fn tidy(&self) -> Result<(), StoreError> {
+        self.park_strays().await?;
+        let now = (self.clock)();
         let mut behind = Place::FIRST;
         loop {
             // One such transaction at a time: nobody asks for an alert anew while it goes.

@@ -35,11 +35,10 @@ impl Lane {
             "/webhooks/stripe" if is_light => Self::Webhook,
             "/webhooks/stripe" => Self::LargeWebhook,
             "/healthz" | "/readyz" | "/metrics" => Self::Health,
-            // It reads no body.
-            path if gate::is_at(path) => Self::Check,
+            // These read no body.
+            path if gate::is_at(path) || *method == Method::GET && enforcement::user_in(path).is_some() => Self::Check,
             _ if !is_light => Self::Large,
             "/v1/enforcement" => Self::Check,
-            path if enforcement::user_in(path).is_some() => Self::Check,
             _ if *method != Method::POST => Self::Other,
             "/v1/usage" | "/v1/corrections" => Self::Write,
             path if path.starts_with("/v1/holds") => Self::Write,
@@ -158,7 +157,7 @@ mod tests {
         check(Method::GET, "/healthz", None, Lane::Health);
         check(Method::POST, "/v1/enforcement", Some(100), Lane::Check);
         check(Method::POST, "/v1/enforcement", Some(1_000_000), Lane::Large);
-        check(Method::GET, "/v1/users/u/enforcement", Some(0), Lane::Check);
+        check(Method::GET, "/v1/users/u/enforcement", None, Lane::Check);
         check(Method::POST, "/v1/usage", Some(100), Lane::Write);
         check(Method::POST, "/v1/usage", None, Lane::Large);
         check(Method::POST, "/v1/holds/h/capture", Some(9), Lane::Write);

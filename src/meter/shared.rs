@@ -20,7 +20,6 @@ use super::health::Health;
 use super::memory::Memory;
 use super::{Clock, Request, retention};
 use crate::current::Current;
-use crate::domain::alerts::Told;
 use crate::domain::book::{Book, OpenHold, SpentByDay, days_of_calendar};
 use crate::domain::catalogue::Catalogue;
 use crate::domain::ledger::Payer;
@@ -31,6 +30,7 @@ use crate::store::batch::{self, RowVersion, UserVersion};
 use crate::store::postgres::Cluster;
 use crate::store::{Connection, Store, StoreError};
 use crate::telemetry::Writes;
+use alerts::ToldOfAll;
 use news::News;
 
 /// While one batch waits for its commit the next one is gathered and judged; more make the batches smaller.
@@ -84,7 +84,7 @@ pub struct Shared {
     accounts: KnownAccounts,
     all: Mutex<Option<KnownOfAll>>,
     /// What is known to be told of all together.
-    told_of_all: Mutex<Vec<Told>>,
+    told_of_all: Mutex<ToldOfAll>,
     pub health: Health,
     pub writes: Writes,
     max_staleness: TimeDelta,

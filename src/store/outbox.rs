@@ -44,7 +44,7 @@ macro_rules! listed {
 const ONE: &str = listed!(" WHERE o.alert_id = $1");
 const PAGE: &str = concat!(
     "SELECT * FROM (",
-    listed!(" WHERE (o.created_at, o.alert_id) < ($1, $2) ORDER BY o.created_at DESC, o.alert_id DESC LIMIT $7"),
+    listed!(" WHERE (o.created_at, o.alert_id) < ($1, $2) AND (o.created_at, o.alert_id) >= ($7, $8)"),
     ") listed WHERE ($3 IS NULL OR kind = $3) AND ($4 IS NULL OR user_id = $4) AND ($5 IS NULL OR state = $5) \
      ORDER BY created_at DESC, alert_id DESC LIMIT $6"
 );
@@ -240,19 +240,19 @@ pub async fn park_strays(db: &mut Connection, horizon: DateTime<Utc>, endpoints:
 /// The latest first, those before `before`, and behind which the next page begins. A page of some of them may be short, or empty, and
 /// not be the last.
 pub async fn page(db: &mut Connection, filter: &Filter, before: &Place, limit: i64) -> Result<(Vec<Listed>, Option<Place>), StoreError> {
-    let looked_through = if filter.is_empty() { limit } else { LOOKED_THROUGH_MAX };
+    // First, so that nothing that comes or goes meanwhile lies between two pages.
+    let mut end = None;
+    if !filter.is_empty() {
+        let query = db.query(LOOKED_THROUGH).bind(before.micros).bind(&before.alert_id).bind(LOOKED_THROUGH_MAX - 1);
+        end = query.fetch_all().await?.first().map(place).transpose()?;
+    }
+    let from = end.clone().unwrap_or(Place::FIRST);
     let query = db.query(PAGE).bind(before.micros).bind(&before.alert_id).bind(filter.kind.map(AlertKind::name));
     let query = query.bind(filter.user_id.as_ref().map(|user| user.as_str())).bind(filter.state.map(State::name));
-    let rows = query.bind(limit).bind(looked_through).fetch_all().await?;
+    let rows = query.bind(limit).bind(from.micros).bind(&from.alert_id).fetch_all().await?;
     let listed = with_deliveries(db, &rows).await?;
     let full = listed.last().filter(|_| usize::try_from(limit).is_ok_and(|limit| limit <= listed.len()));
-    let behind = match full {
-        Some(last) => Some(Place::of(&last.alert)),
-        None => {
-            let query = db.query(LOOKED_THROUGH).bind(before.micros).bind(&before.alert_id).bind(looked_through - 1);
-            query.fetch_all().await?.first().map(place).transpose()?
-        }
-    };
+    let behind = full.map(|last| Place::of(&last.alert)).or(end);
     Ok((listed, behind))
 }
 

@@ -8,6 +8,7 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use chrono::{DateTime, Utc};
 use tracing::warn;
 
+use super::doubt::Wrote;
 use super::writer::{TIMEOUT, Written, empty};
 use super::{Kept, Known, Shared};
 use crate::domain::alerts::{self, Refused, Told};
@@ -31,6 +32,14 @@ pub(super) fn may_be_due(payer: &Payer, before: RowVersion, row: &Row, catalogue
     let mut at_most = payer.clone();
     at_most.book.add(others, now);
     alerts::is_due(&at_most, catalogue, now)
+}
+
+/// What is known to be told of all users together.
+#[derive(Debug, Default)]
+pub(super) struct ToldOfAll {
+    /// Of the server that was told.
+    generation: u64,
+    told: Vec<Told>,
 }
 
 /// What was told of a book stays told whoever changes it: the database, of which it is read anew, is not asked for that.
@@ -79,7 +88,7 @@ impl Shared {
     pub(super) async fn look(&self, kept: &mut Kept, catalogue: &Catalogue, written: &Written) {
         let mut users = written.unseen.clone();
         users.sort_unstable();
-        let of_all = written.anything && catalogue.global.is_some();
+        let of_all = written.wrote != Wrote::Nothing && catalogue.global.is_some();
         for left in (0..TRIES).rev() {
             let error = match tokio::time::timeout(TIMEOUT, self.try_to_look(kept, catalogue, &users, of_all)).await {
                 Ok(Ok(())) => return,
@@ -94,27 +103,33 @@ impl Shared {
 
     /// Gives `all` what is known to be told of it.
     pub(super) fn put_told(&self, all: &mut Book) {
-        self.told_of_all().iter().for_each(|told| all.tell(*told));
+        self.told_of_all().told.iter().for_each(|told| all.tell(*told));
     }
 
     /// Remembers what is told of `all` by now.
     pub(super) fn keep_told(&self, all: &Book, now: DateTime<Utc>) {
         let mut known = self.told_of_all();
-        known.retain(|told| told.is_open(now));
-        let new: Vec<Told> = all.told().iter().filter(|told| !known.contains(told)).copied().collect();
-        known.extend(new);
+        known.told.retain(|told| told.is_open(now));
+        let new: Vec<Told> = all.told().iter().filter(|told| !known.told.contains(told)).copied().collect();
+        known.told.extend(new);
     }
 
-    fn told_of_all(&self) -> MutexGuard<'_, Vec<Told>> {
+    /// What is known to be told, of the server that is used: another one may not have it.
+    fn told_of_all(&self) -> MutexGuard<'_, ToldOfAll> {
         // Nothing panics while it holds the lock, so a poisoned one is whole.
-        self.told_of_all.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut known = self.told_of_all.lock().unwrap_or_else(PoisonError::into_inner);
+        let generation = self.cluster.generation();
+        if known.generation != generation {
+            *known = ToldOfAll { generation, told: Vec::new() };
+        }
+        known
     }
 
     /// Whether memory knows that it is told.
     pub fn knows_told(&self, view: &View<'_>, refused: &Refused) -> bool {
         let account = view.payer.pool(&view.standing).filter(|_| refused.is_of_tier());
         match account {
-            _ if refused.is_of_all() => refused.is_told(&view.budgets, &self.told_of_all()),
+            _ if refused.is_of_all() => refused.is_told(&view.budgets, &self.told_of_all().told),
             Some(account) => self.accounts.get(account).is_some_and(|pool| refused.is_told(&view.budgets, pool.value.told())),
             None => refused.is_told(&view.budgets, view.payer.book.told()),
         }

@@ -15,6 +15,25 @@ pub(super) struct Doubt {
     pub found: HashSet<String>,
 }
 
+/// What a batch has written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wrote {
+    Nothing,
+    /// What somebody is to be told, which goes to tables of its own: no proof that usage can be written.
+    Notes,
+    Usage,
+}
+
+impl Wrote {
+    pub fn of(changes: &Changes) -> Self {
+        match changes {
+            _ if changes.is_empty() => Self::Nothing,
+            Changes { entries, holds, corrections, .. } if entries.is_empty() && holds.is_empty() && corrections.is_empty() => Self::Notes,
+            _ => Self::Usage,
+        }
+    }
+}
+
 impl Doubt {
     /// Whether it was committed, by what is there now. A batch is there as a whole or not at all, so one of its rows tells, if it was not
     /// there before: a record, or a hold that it made. Where it has none, each operation finds by its hold that it was done.

@@ -10,7 +10,7 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::time::Instant;
 use tracing::{Instrument, error, info_span, warn};
 
-use super::doubt::Doubt;
+use super::doubt::{Doubt, Wrote};
 use super::{Kept, Known, Shared, alerts, distinct, members};
 use crate::domain::book::{Book, SpentByDay};
 use crate::domain::catalogue::Catalogue;
@@ -64,8 +64,7 @@ pub(super) type Replies = Vec<Result<Reply, WriteError>>;
 /// A batch that is done.
 pub(super) struct Written {
     replies: Replies,
-    /// Whether any of it changed anything.
-    pub(super) anything: bool,
+    pub(super) wrote: Wrote,
     /// Of these others have spent meanwhile, so whether anything is to be told of them has to be looked up.
     pub(super) unseen: Vec<UserId>,
 }
@@ -115,9 +114,9 @@ impl Shared {
         self.writes.wrote(records, begun.elapsed(), written.is_ok());
         self.health.end();
         match written {
-            Ok(Written { replies, anything, unseen: _ }) => {
-                // A batch of repeats and refusals wrote nothing, and proves nothing; nor does a note, which is written to other tables.
-                if anything && is_awaited(&batch) {
+            Ok(Written { replies, wrote, unseen: _ }) => {
+                // A batch of repeats and refusals proves nothing.
+                if wrote == Wrote::Usage {
                     self.health.set(true);
                 } else {
                     self.probe().await;
@@ -277,7 +276,7 @@ impl Shared {
                 unseen.push(user);
             }
         }
-        Ok(Some(Written { replies, anything: true, unseen }))
+        Ok(Some(Written { replies, wrote: Wrote::Usage, unseen }))
     }
 
     async fn attempt(
@@ -328,8 +327,8 @@ impl Shared {
         if doubt.as_ref().is_some_and(|doubt| doubt.is_done(&ledger)) {
             // Where this is not answered either, it is still in doubt, and looked for again.
             kept.give_back(tx.commit_and_keep().await?);
-            let replies = doubt.take().map(|doubt| doubt.replies).unwrap_or_default();
-            return Ok(Written { replies, anything: true, unseen: Vec::new() });
+            let (replies, wrote) = doubt.take().map_or((Vec::new(), Wrote::Nothing), |doubt| (doubt.replies, Wrote::of(&doubt.changes)));
+            return Ok(Written { replies, wrote, unseen: Vec::new() });
         }
         // What was not there will not be: its locks are ours now.
         *doubt = None;
@@ -349,7 +348,7 @@ impl Shared {
         let changes = ledger.changes(now);
         if changes.is_empty() {
             kept.give_back(tx.commit_and_keep().await?);
-            return Ok(Written { replies, anything: false, unseen: Vec::new() });
+            return Ok(Written { replies, wrote: Wrote::Nothing, unseen: Vec::new() });
         }
         let db = tx.connection()?;
         let written = batch::write(db, &changes, &before, fastrand::u32(..)).await?;
@@ -358,7 +357,7 @@ impl Shared {
         let touched: HashSet<AccountId> = changes.accounts().cloned().collect();
         *doubt = Some(Doubt { changes, replies, found: before.holds.clone() });
         kept.give_back(tx.commit_and_keep().await?);
-        let replies = doubt.take().map(|doubt| doubt.replies).unwrap_or_default();
+        let (replies, wrote) = doubt.take().map_or((Vec::new(), Wrote::Nothing), |doubt| (doubt.replies, Wrote::of(&doubt.changes)));
         for (user, mut payer) in ledger.payers.into_iter().filter(|(user, _)| changed.contains(user)) {
             payer.book.prune(now);
             let before = known.get(&user);
@@ -376,7 +375,7 @@ impl Shared {
                 self.keep_account(&account, Known::new(version, now, generation, Arc::new(pool)));
             }
         }
-        Ok(Written { replies, anything: true, unseen: Vec::new() })
+        Ok(Written { replies, wrote, unseen: Vec::new() })
     }
 
     /// The users of a batch, from memory where it has the version that is locked, and the versions by which they are known. What pays for
