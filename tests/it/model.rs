@@ -54,6 +54,8 @@ struct Row {
     user: usize,
     nanos: i64,
     time: DateTime<Utc>,
+    /// Booked on the cheaper model: a correction that names no model is not of it.
+    degraded: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -63,6 +65,8 @@ struct PlainHold {
     user: usize,
     nanos: i64,
     expires_at: DateTime<Utc>,
+    /// As it was answered.
+    degraded: bool,
     /// What it was captured with; `None` is released.
     end: Option<Option<i64>>,
 }
@@ -93,6 +97,12 @@ impl Model {
             let day = row.time.timestamp().div_euclid(86_400);
             user.is_none_or(|user| row.user == user) && from_day <= day && day < to_day
         };
+        self.rows.iter().filter(within).map(|row| row.nanos).sum()
+    }
+
+    /// What a correction that names no model may take back.
+    fn spent_on_no_model(&self, user: usize, day: i64) -> i64 {
+        let within = |row: &&Row| row.user == user && !row.degraded && row.time.timestamp().div_euclid(86_400) == day;
         self.rows.iter().filter(within).map(|row| row.nanos).sum()
     }
 
@@ -133,6 +143,13 @@ impl Model {
 
     /// Notes which marks are reached of `user`, where something of his was added, and of all together.
     fn note(&mut self, user: Option<usize>, now: DateTime<Utc>) {
+        let reached = self.reached(user, now);
+        self.must.extend(reached);
+    }
+
+    /// The marks that are reached, those of all together and, of a user, his own.
+    fn reached(&self, user: Option<usize>, now: DateTime<Utc>) -> BTreeSet<String> {
+        let mut reached = BTreeSet::new();
         let budgets = self.budgets(user.unwrap_or_default(), now);
         for (index, ((limit, spent, held), (begin, name))) in budgets.iter().zip(Self::keys(user.unwrap_or_default(), now)).enumerate() {
             // The user's own budgets are graceful, those of all together strict.
@@ -140,16 +157,21 @@ impl Model {
             let used = (spent + held) * 100;
             for (mark, percent) in marks.iter().filter(|_| 2 <= index || user.is_some()) {
                 if 0 < used && limit * percent <= used {
-                    self.must.insert(format!("{begin} {mark} {name}").trim_end().to_owned());
+                    reached.insert(format!("{begin} {mark} {name}").trim_end().to_owned());
                 }
             }
         }
+        reached
     }
 
     /// Notes that a call was refused; by which budget is not asked.
     fn note_refusal(&mut self, user: usize, now: DateTime<Utc>) {
         let keys = Self::keys(user, now).map(|(begin, name)| format!("{begin} block {name}").trim_end().to_owned());
         self.may.extend(keys);
+        // Where it is noted, all together are looked at: their marks may have been reached by the clock alone, which opens a window, or a
+        // hold that had expired, again.
+        let reached = self.reached(None, now);
+        self.may.extend(reached);
     }
 
     fn blocks(&self, user: usize, nanos: i64, now: DateTime<Utc>) -> bool {
@@ -209,7 +231,7 @@ async fn both(step: &Step, model: &mut Model, app: &mut TestApp) -> (String, Str
                 Some(false) => "id_reused",
                 None => {
                     let (id, body, nanos) = (('s', *id), body.to_string(), i64::from(*nanos));
-                    model.rows.push(Row { id, body, user: *user, nanos, time: time.unwrap_or(now) });
+                    model.rows.push(Row { id, body, user: *user, nanos, time: time.unwrap_or(now), degraded: false });
                     "done"
                 }
             };
@@ -224,9 +246,10 @@ async fn both(step: &Step, model: &mut Model, app: &mut TestApp) -> (String, Str
             let plain = match model.seen(('c', *id), &body.to_string()) {
                 Some(true) => "repeated",
                 Some(false) => "id_reused",
-                None if model.spent(Some(*user), day, day + 1) < i64::from(*nanos) => "invalid_field",
+                None if model.spent_on_no_model(*user, day) < i64::from(*nanos) => "invalid_field",
                 None => {
-                    model.rows.push(Row { id: ('c', *id), body: body.to_string(), user: *user, nanos: -i64::from(*nanos), time });
+                    let (body, nanos) = (body.to_string(), -i64::from(*nanos));
+                    model.rows.push(Row { id: ('c', *id), body, user: *user, nanos, time, degraded: false });
                     "done"
                 }
             };
@@ -239,6 +262,7 @@ async fn both(step: &Step, model: &mut Model, app: &mut TestApp) -> (String, Str
             let (answer, text) = (app.post("/v1/holds", &body).await, body.to_string());
             let amount = |answer: &crate::app::Answer| answer.json()["hold"]["amount"].to_string();
             let real = if answer.status == 200 { format!("{} {}", said(&answer), amount(&answer)) } else { said(&answer) };
+            let degraded = answer.json()["hold"]["model"] == "small";
             let number = |nanos: i64| serde_json::from_str::<Value>(&dollars(nanos)).unwrap().to_string();
             let plain = match model.holds.iter().find(|hold| hold.id == *id) {
                 Some(hold) if hold.body == text => format!("repeated {}", number(hold.nanos)),
@@ -250,7 +274,7 @@ async fn both(step: &Step, model: &mut Model, app: &mut TestApp) -> (String, Str
                         "done null".to_owned()
                     } else {
                         let expires_at = now + TimeDelta::seconds(i64::from(*ttl));
-                        model.holds.push(PlainHold { id: *id, body: text, user: *user, nanos: most, expires_at, end: None });
+                        model.holds.push(PlainHold { id: *id, body: text, user: *user, nanos: most, expires_at, degraded, end: None });
                         format!("done {}", number(most))
                     }
                 }
@@ -267,8 +291,8 @@ async fn both(step: &Step, model: &mut Model, app: &mut TestApp) -> (String, Str
                     Some(_) => "hold_ended",
                     None => {
                         hold.end = Some(Some(nanos));
-                        let user = hold.user;
-                        model.rows.push(Row { id: ('h', *id), body: String::new(), user, nanos, time: now });
+                        let (user, degraded) = (hold.user, hold.degraded);
+                        model.rows.push(Row { id: ('h', *id), body: String::new(), user, nanos, time: now, degraded });
                         "done"
                     }
                 },
