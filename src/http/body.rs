@@ -3,7 +3,7 @@
 use axum::body::{Body, Bytes};
 use axum::extract::{FromRequestParts, Path};
 use axum::http::request::Parts;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Datelike, Utc};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Body as _;
 use percent_encoding::percent_decode_str;
@@ -324,7 +324,25 @@ impl TryFrom<String> for Time {
     fn try_from(text: String) -> Result<Self, Self::Error> {
         let time = DateTime::parse_from_rfc3339(&text).map_err(|_| "is not a time; write RFC 3339, as in 2026-01-05T12:00:00Z")?;
         let micros = time.timestamp_micros();
-        let time = DateTime::from_timestamp_micros(micros).filter(|_| 0 <= micros);
-        time.map(Self).ok_or("is before 1970")
+        let time = DateTime::from_timestamp_micros(micros).filter(|_| 0 <= micros).ok_or("is before 1970")?;
+        // What is the last evening of 9999 somewhere may be another year in UTC, which RFC 3339 cannot write.
+        if 9999 < time.year() {
+            return Err("is after the year 9999");
+        }
+        Ok(Self(time))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_one_that_can_be_written_again() {
+        let read = |text: &str| Time::try_from(text.to_owned()).map(|time| time.0.to_rfc3339());
+        assert_eq!(read("9999-12-31T23:59:59+00:00"), Ok("9999-12-31T23:59:59+00:00".to_owned()));
+        assert_eq!(read("9999-12-31T11:59:59-14:00"), Err("is after the year 9999"));
+        assert_eq!(read("1970-01-01T00:00:00+00:00"), Ok("1970-01-01T00:00:00+00:00".to_owned()));
+        assert_eq!(read("1970-01-01T00:00:00+00:01"), Err("is before 1970"));
     }
 }
