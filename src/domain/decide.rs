@@ -161,6 +161,9 @@ impl Budget {
 
     /// The largest estimate that this budget does not block.
     fn most(&self) -> Option<Money> {
+        if self.limit == Money::ZERO {
+            return Some(Money::ZERO);
+        }
         let block = i128::from(self.thresholds.block?.0);
         // What is at most the threshold, and whole: rounded down.
         let room = i128::from(self.limit.nanos()) * block / 10_000 - self.used();

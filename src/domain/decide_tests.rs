@@ -130,6 +130,15 @@ fn budgets() -> impl Strategy<Value = Vec<Budget>> {
     })
 }
 
+#[test]
+fn under_a_limit_of_0_nothing_fits_whatever_the_policy() {
+    for policy in [Policy::Strict, Policy::Monitor] {
+        let budgets = [budget(Period::Daily, Policy::Strict, "1", "0"), budget(Period::Weekly, policy, "0", "0")];
+        assert_eq!(most(&budgets), Some(Money::ZERO));
+        assert_eq!(decide(&budgets, Money::ZERO).action, Action::Block);
+    }
+}
+
 proptest! {
     #[test]
     fn spending_more_is_never_judged_milder(budgets in budgets(), which in any::<prop::sample::Index>(), estimate in 0..=1_000_i64, more in 0..=1_000_i64) {
