@@ -70,9 +70,12 @@ impl<K: Clone + Eq + Hash, V: Clone> Memory<K, V> {
         self.get(key).or_else(|| self.shard(key).doubtful.get(key).cloned())
     }
 
-    /// Keeps a value that carries its own proof of being right.
-    pub fn put(&self, key: K, value: Arc<V>) {
+    /// Keeps a value that carries its own proof of being right, unless what is kept `is_newer`.
+    pub fn put(&self, key: K, value: Arc<V>, is_newer: impl Fn(&V) -> bool) {
         let mut shard = self.shard(&key);
+        if shard.young.get(&key).or_else(|| shard.old.get(&key)).is_some_and(|kept| is_newer(kept)) {
+            return;
+        }
         shard.old.remove(&key);
         shard.insert(key, value, self.generation_max);
     }
@@ -80,6 +83,16 @@ impl<K: Clone + Eq + Hash, V: Clone> Memory<K, V> {
     /// The key changed outside: the next reader asks the store.
     pub fn forget(&self, key: &K) {
         self.shard(key).forget(key);
+    }
+
+    /// The next reader asks the store; until then it is the last that is known.
+    pub fn doubt(&self, key: &K) {
+        let mut shard = self.shard(key);
+        let known = shard.young.get(key).or_else(|| shard.old.get(key)).or_else(|| shard.doubtful.get(key)).cloned();
+        shard.forget(key);
+        if let Some(value) = known {
+            shard.doubt(key.clone(), value, self.generation_max);
+        }
     }
 
     /// Something changed outside, and nobody knows what.
@@ -263,6 +276,25 @@ mod tests {
         assert_eq!(held(&memory), Some(2));
         memory.begin_commit(vec!["u"]).nothing();
         assert_eq!(held(&memory), Some(2));
+    }
+
+    #[test]
+    fn what_is_newer_stays_and_what_is_doubted_is_the_last_that_is_known() {
+        let memory = Memory::default();
+        let put = |value: i64| memory.put("u", Arc::new(value), |kept| value < *kept);
+        put(2);
+        put(1);
+        assert_eq!(held(&memory), Some(2));
+        put(3);
+        assert_eq!(held(&memory), Some(3));
+        memory.doubt(&"u");
+        assert_eq!((held(&memory), memory.last(&"u").map(|value| *value)), (None, Some(3)));
+        memory.doubt(&"u");
+        assert_eq!(memory.last(&"u").map(|value| *value), Some(3), "twice is once");
+        memory.forget(&"u");
+        assert_eq!(memory.last(&"u"), None);
+        memory.doubt(&"u");
+        assert_eq!(memory.last(&"u"), None);
     }
 
     #[test]

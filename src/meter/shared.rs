@@ -3,6 +3,7 @@
 
 mod alerts;
 mod doubt;
+mod found;
 mod news;
 mod reader;
 mod writer;
@@ -312,8 +313,10 @@ impl Shared {
         known.value.counts(None, &standing, now).then_some(known)
     }
 
+    /// A question that was asked before a batch may be answered after it.
     fn keep_user(&self, user: &UserId, known: Arc<Known<UserVersion, Payer>>) {
-        self.users.put(user.clone(), known);
+        let (generation, row) = (known.generation, known.version.row);
+        self.users.put(user.clone(), known, |kept| kept.generation == generation && row < kept.version.row);
     }
 
     /// An account at this version, where memory has it and counts the windows that these users need at `now`.
@@ -332,7 +335,8 @@ impl Shared {
     }
 
     fn keep_account(&self, account: &AccountId, known: Arc<Known<RowVersion, Book>>) {
-        self.accounts.put(account.clone(), known);
+        let (generation, version) = (known.generation, known.version);
+        self.accounts.put(account.clone(), known, |kept| kept.generation == generation && version < kept.version);
     }
 
     /// All users together. Of holds there is the sum only; `named` are those that may end in a moment, and stand by themselves.
@@ -373,12 +377,17 @@ struct Kept {
 impl Kept {
     /// Takes it out, so that a failure leaves none behind whose state nobody knows; a new one where another server is used now.
     async fn take(&mut self, shared: &Shared) -> Result<Connection, StoreError> {
-        let generation = shared.cluster.generation();
-        let is_right = self.generation == generation;
-        self.generation = generation;
-        match self.connection.take().filter(|_| is_right) {
-            Some(connection) => Ok(connection),
-            None => shared.store.reader().await,
+        let is_right = self.generation == shared.cluster.generation();
+        if let Some(connection) = self.connection.take().filter(|_| is_right) {
+            return Ok(connection);
+        }
+        loop {
+            self.generation = shared.cluster.generation();
+            let connection = shared.store.reader().await?;
+            // Where another one is used by now it may lead to either.
+            if self.generation == shared.cluster.generation() {
+                return Ok(connection);
+            }
         }
     }
 

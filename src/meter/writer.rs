@@ -112,14 +112,13 @@ impl Writer {
 
     async fn answer(&mut self, batch: Vec<Request>) {
         let now = (self.clock)();
-        if batch::is_awaited(&batch) {
-            self.shown.health.begin(now);
-        }
+        let (health, clock) = (self.shown.health.clone(), self.clock.clone());
+        let under_way = batch::is_awaited(&batch).then(|| health.begin(&clock));
         let (begun, records) = (Instant::now(), batch.iter().map(|request| size(&request.operation)).sum());
         let span = info_span!("batch", requests = batch.len(), records);
         let written = self.write(&batch, now).instrument(span).await;
         self.shown.writes.wrote(records, begun.elapsed(), written.is_ok());
-        self.shown.health.end();
+        drop(under_way);
         match written {
             Ok((replies, wrote)) => {
                 // A batch of repeats and refusals wrote nothing, and proves nothing.

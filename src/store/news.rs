@@ -10,11 +10,16 @@ const TELL: &str = "SELECT pg_notify('spendgate_changed', said) FROM UNNEST($1::
 /// A notification takes 8000 bytes at most.
 const BYTES_MAX: usize = 7900;
 
+/// Begins what is said; no user's id has such a character.
+const MARK: char = '\u{1}';
+
 /// What changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Heard {
     /// Everything that is kept of these users.
     Users(Vec<UserId>),
+    /// What these users have spent or hold, by a batch of the node of this number, and nothing else.
+    Spent(u64, Vec<UserId>),
     /// Nobody knows what.
     All,
 }
@@ -22,24 +27,39 @@ pub enum Heard {
 /// Tells it when the transaction commits, or at once where there is none.
 pub async fn tell(db: &mut Connection, heard: &Heard) -> Result<(), StoreError> {
     let Backend::Postgres(db) = db else { return Ok(()) };
-    let said = match heard {
-        Heard::All => vec![String::new()],
-        Heard::Users(users) => lines(users),
-    };
-    sqlx::query(TELL).bind(said).execute(&mut **db).await?;
+    sqlx::query(TELL).bind(said(heard)).execute(&mut **db).await?;
     Ok(())
 }
 
-/// Ids have no line breaks.
-fn lines(users: &[UserId]) -> Vec<String> {
+/// A line that says what it is about, and one for each user: ids have no line breaks.
+fn said(heard: &Heard) -> Vec<String> {
+    let (head, users) = match heard {
+        Heard::All => return vec![String::new()],
+        Heard::Users(users) => (format!("{MARK}users"), users),
+        Heard::Spent(node, users) => (format!("{MARK}spent {node:x}"), users),
+    };
     let mut said: Vec<String> = Vec::new();
     for user in users {
-        match said.last_mut().filter(|line| line.len() + 1 + user.as_str().len() <= BYTES_MAX) {
-            Some(line) => line.extend(["\n", user.as_str()]),
-            None => said.push(user.as_str().to_owned()),
+        match said.last_mut().filter(|said| said.len() + 1 + user.as_str().len() <= BYTES_MAX) {
+            Some(said) => said.extend(["\n", user.as_str()]),
+            None => said.push(format!("{head}\n{user}")),
         }
     }
     said
+}
+
+/// Whoever says something else is another version of us.
+fn understood(said: &str) -> Heard {
+    let read = || {
+        let (head, users) = said.strip_prefix(MARK)?.split_once('\n')?;
+        let users = users.split('\n').map(UserId::parse).collect::<Result<_, _>>().ok()?;
+        match head.split_once(' ') {
+            None if head == "users" => Some(Heard::Users(users)),
+            Some(("spent", node)) => Some(Heard::Spent(u64::from_str_radix(node, 16).ok()?, users)),
+            _ => None,
+        }
+    };
+    read().unwrap_or(Heard::All)
 }
 
 /// Hears what other nodes tell, and what this one does.
@@ -56,12 +76,7 @@ impl Listener {
     /// An error where the connection was lost: what was told meanwhile was not heard.
     pub async fn hear(&mut self) -> Result<Heard, StoreError> {
         let heard = self.0.try_recv().await?.ok_or(sqlx::Error::PoolClosed)?;
-        if heard.payload().is_empty() {
-            return Ok(Heard::All);
-        }
-        let users = heard.payload().split('\n').map(UserId::parse).collect::<Result<_, _>>();
-        // Whoever says something else is a later version of us.
-        Ok(users.map_or(Heard::All, Heard::Users))
+        Ok(understood(heard.payload()))
     }
 }
 
@@ -70,13 +85,35 @@ mod tests {
     use super::*;
 
     #[test]
-    fn as_many_as_fit_go_into_one_notification() {
+    fn as_many_as_fit_go_into_one_notification_and_are_understood() {
         let user = |number: usize| UserId::parse(&format!("{number:0>200}")).unwrap();
         let users: Vec<UserId> = (0..100).map(user).collect();
-        let said = lines(&users);
-        assert!(said.iter().all(|line| line.len() <= BYTES_MAX) && said.len() < 4, "{}", said.len());
-        let back: Vec<UserId> = said.iter().flat_map(|line| line.split('\n')).map(|id| UserId::parse(id).unwrap()).collect();
-        assert_eq!(back, users);
-        assert!(lines(&[]).is_empty());
+        for (heard, of) in [
+            (Heard::Users(users.clone()), Heard::Users as fn(Vec<UserId>) -> Heard),
+            (Heard::Spent(u64::MAX, users.clone()), |users| Heard::Spent(u64::MAX, users)),
+        ] {
+            let said = said(&heard);
+            assert!(said.iter().all(|said| said.len() <= BYTES_MAX) && said.len() < 4, "{}", said.len());
+            let each = users.chunks(users.len().div_ceil(said.len())).map(|users| of(users.to_vec()));
+            let back: Vec<Heard> = said.iter().map(|said| understood(said)).collect();
+            let users = |heard: &Heard| match heard {
+                Heard::Users(users) | Heard::Spent(u64::MAX, users) => users.clone(),
+                Heard::Spent(..) | Heard::All => Vec::new(),
+            };
+            assert_eq!(back.iter().flat_map(users).collect::<Vec<_>>(), each.flat_map(|heard| users(&heard)).collect::<Vec<_>>());
+            assert!(back.iter().all(|back| std::mem::discriminant(back) == std::mem::discriminant(&heard)));
+        }
+        assert!(said(&Heard::Users(Vec::new())).is_empty());
+    }
+
+    #[test]
+    fn what_is_not_understood_may_be_about_everything() {
+        assert_eq!(understood(&said(&Heard::All)[0]), Heard::All);
+        for said in
+            ["u_42", "\u{1}users", "\u{1}users\n", "\u{1}spent\nu_42", "\u{1}spent x\nu_42", "\u{1}users 1\nu_42", "\u{1}held 1\nu_42"]
+        {
+            assert_eq!(understood(said), Heard::All, "{said}");
+        }
+        assert_eq!(understood("\u{1}spent 2a\nu_42"), Heard::Spent(42, vec![UserId::parse("u_42").unwrap()]));
     }
 }

@@ -7,6 +7,7 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 
 use crate::app::{Database, Node, TestApp, on_each_database};
+use spendgate::config::Config;
 
 const TIERS: &str = "
 default_tier: free
@@ -220,6 +221,41 @@ async fn what_a_node_knows_to_be_told_it_knows_though_others_write() {
         }
         assert_eq!(batches_of(&one).await, before);
     }
+}
+
+/// The same where memory answers for a while and hears of what others write: a batch of theirs changes what was spent, and nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_node_knows_to_be_told_it_knows_though_it_hears_of_others() {
+    let stale = |config: Config| Config { max_staleness: TimeDelta::seconds(600), ..config };
+    let one = TestApp::start(Database::Postgres, TIERS, stale).await;
+    let other = one.node(stale).await;
+    other.spend("first", "u", "0.02").await;
+    let is_refused = async || {
+        let answer = one.get("/v1/users/u/enforcement?estimated_cost=0.09").await.ok();
+        assert_eq!(answer["action"], "BLOCK");
+    };
+    // A node that has just begun to listen forgets what it keeps, and what it knows to be told with it.
+    let heard = async |held: f64| {
+        let heard = async {
+            while one.check("u").await["budgets"][0]["held"] != json!(held) {
+                tokio::task::yield_now().await;
+            }
+        };
+        // Not a measure: only so that a failure ends.
+        tokio::time::timeout(std::time::Duration::from_secs(30), heard).await.expect("it was told");
+    };
+    other.post("/v1/holds", hold("h", "u", "0.001")).await.ok();
+    heard(0.001).await;
+    is_refused().await;
+    told_at_last(&one, vec![key("block", "u")]).await;
+    one.spend("behind", "somebody-else", "0").await;
+    let before = batches_of(&one).await;
+    for number in 2..=8 {
+        other.post("/v1/holds", hold(&format!("h-{number}"), "u", "0.001")).await.ok();
+        heard(f64::from(number) / 1000.0).await;
+        is_refused().await;
+    }
+    assert_eq!(batches_of(&one).await, before);
 }
 
 /// Waits until it is told: whoever checks does not.

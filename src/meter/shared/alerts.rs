@@ -9,7 +9,8 @@ use chrono::{DateTime, Utc};
 use tracing::warn;
 
 use super::doubt::Wrote;
-use super::writer::{TIMEOUT, Written, empty};
+use super::found::empty;
+use super::writer::{TIMEOUT, Written};
 use super::{Kept, Known, Shared};
 use crate::domain::alerts::{self, Refused, Told};
 use crate::domain::book::{Book, SpentByDay};

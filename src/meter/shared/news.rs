@@ -21,16 +21,22 @@ const PAUSE: Duration = Duration::from_millis(200);
 
 /// Where news go.
 #[derive(Debug)]
-pub struct News(Option<mpsc::Sender<Heard>>);
+pub struct News {
+    /// `None` where nobody keeps anything.
+    tell: Option<mpsc::Sender<Heard>>,
+    /// Tells this node's batches from those of others.
+    node: u64,
+}
 
 impl News {
     /// Nobody is told where nobody keeps anything.
     pub fn new(max_staleness: TimeDelta) -> (Self, Option<mpsc::Receiver<Heard>>) {
+        let node = fastrand::u64(..);
         if max_staleness <= TimeDelta::zero() {
-            return (Self(None), None);
+            return (Self { tell: None, node }, None);
         }
         let (tell, telling) = mpsc::channel(TELLING_MAX);
-        (Self(Some(tell)), Some(telling))
+        (Self { tell: Some(tell), node }, Some(telling))
     }
 
     pub fn user(&self, user: &UserId) {
@@ -42,7 +48,7 @@ impl News {
     }
 
     fn tell(&self, news: Heard) {
-        if let Some(tell) = &self.0 {
+        if let Some(tell) = &self.tell {
             // Where too many wait, what is kept elsewhere ages by itself.
             let _ = tell.try_send(news);
         }
@@ -50,8 +56,8 @@ impl News {
 
     /// Told with the commit of a batch.
     pub async fn in_batch(&self, db: &mut Connection, changes: &Changes) -> Result<(), StoreError> {
-        match self.0 {
-            Some(_) => news::tell(db, &Heard::Users(changes.users().cloned().collect())).await,
+        match self.tell {
+            Some(_) => news::tell(db, &Heard::Spent(self.node, changes.users().cloned().collect())).await,
             None => Ok(()),
         }
     }
@@ -78,6 +84,10 @@ pub async fn listen(shared: Arc<Shared>) {
             loop {
                 match listener.hear().await? {
                     Heard::Users(users) => users.iter().for_each(|user| shared.users.forget(user)),
+                    // This node's writer keeps what came of its own batch.
+                    Heard::Spent(node, _) if node == shared.news.node => {}
+                    // Who pays for them did not change, and what was told of them stays told.
+                    Heard::Spent(_, users) => users.iter().for_each(|user| shared.users.doubt(user)),
                     Heard::All => shared.forget_what_is_kept(),
                 }
             }
