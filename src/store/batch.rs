@@ -86,23 +86,25 @@ const ALL: &str = "SELECT day, CAST(LEAST(SUM(spent), 9223372036854775807) AS BI
 /// Rows of one day's sum; as many nodes commit side by side.
 const SLOTS: i64 = 16;
 
-/// What every batch writes, with the parameters up to $28. `$step` is by how much versions go up; `$known` says of which of the users it concerns it knows what it must.
+/// What every batch writes, with the parameters up to $28. Lists are taken apart where they are selected, side by side: in `FROM` each of
+/// them would be a table of its own, made before the first row is written. `$step` is by how much versions go up; `$known` says of which of the users it concerns it knows what it must.
 macro_rules! write {
     ($step:literal, $known:literal, $more:literal, $detail:literal) => {
         concat!(
             "WITH entries AS (INSERT INTO usage (id, id_hash, kind, user_id, account_id, cost, happened_at, recorded_at, model, provider, ",
-            "input_tokens, output_tokens, metadata, fingerprint, detail) SELECT * FROM UNNEST($1::text[], $2::bigint[], $3::text[], $4::text[], ",
-            "$5::text[], $6::bigint[], $7::bigint[], $8::bigint[], $9::text[], $10::text[], $11::bigint[], $12::bigint[], $13::text[], ",
-            "$14::bytea[], ",
+            "input_tokens, output_tokens, metadata, fingerprint, detail) SELECT UNNEST($1::text[]), UNNEST($2::bigint[]), UNNEST($3::text[]), UNNEST($4::text[]), ",
+            "UNNEST($5::text[]), UNNEST($6::bigint[]), UNNEST($7::bigint[]), UNNEST($8::bigint[]), UNNEST($9::text[]), UNNEST($10::text[]), ",
+            "UNNEST($11::bigint[]), UNNEST($12::bigint[]), UNNEST($13::text[]), UNNEST($14::bytea[]), UNNEST(",
             $detail,
             "::text[])), ",
             "days AS (INSERT INTO spend_by_day (user_id, day, model, spent, entries, input_tokens, output_tokens) ",
-            "SELECT * FROM UNNEST($15::text[], $16::bigint[], $17::text[], $18::bigint[], $19::bigint[], $20::bigint[], $21::bigint[]) ",
+            "SELECT UNNEST($15::text[]), UNNEST($16::bigint[]), UNNEST($17::text[]), UNNEST($18::bigint[]), UNNEST($19::bigint[]), ",
+            "UNNEST($20::bigint[]), UNNEST($21::bigint[]) ",
             "ON CONFLICT (user_id, day, model) DO UPDATE SET spent = spend_by_day.spent + excluded.spent, ",
             "entries = spend_by_day.entries + excluded.entries, input_tokens = spend_by_day.input_tokens + excluded.input_tokens, ",
             "output_tokens = spend_by_day.output_tokens + excluded.output_tokens), ",
             "of_all AS (INSERT INTO spend_by_day_of_all (day, slot, spent, entries) ",
-            "SELECT day, $25, spent, entries FROM UNNEST($22::bigint[], $23::bigint[], $24::bigint[]) AS s(day, spent, entries) ",
+            "SELECT UNNEST($22::bigint[]), $25, UNNEST($23::bigint[]), UNNEST($24::bigint[]) ",
             "ON CONFLICT (day, slot) DO UPDATE SET ",
             "spent = CAST(LEAST(CAST(spend_by_day_of_all.spent AS NUMERIC) + excluded.spent, 9223372036854775807) AS BIGINT), ",
             "entries = spend_by_day_of_all.entries + excluded.entries), ",
@@ -110,10 +112,11 @@ macro_rules! write {
             "known AS (UPDATE users SET spent = users.spent + s.spent, entries = users.entries + s.entries, version = users.version + ",
             $step,
             " ",
-            "FROM UNNEST($26::text[], $27::bigint[], $28::bigint[]) AS s(user_id, spent, entries) WHERE users.user_id = s.user_id",
+            "FROM (SELECT UNNEST($26::text[]) AS user_id, UNNEST($27::bigint[]) AS spent, UNNEST($28::bigint[]) AS entries) AS s WHERE users.user_id = s.user_id",
             $known,
-            " RETURNING users.user_id, users.version, users.spent) SELECT user_id, version, spent FROM known ",
-            "WHERE (SELECT CASE WHEN COUNT(*) = CARDINALITY($26) THEN true ELSE conflict() END FROM known)"
+            " RETURNING users.user_id, users.version, users.spent) ",
+            "SELECT ARRAY_AGG(user_id) AS users, ARRAY_AGG(version) AS versions, ARRAY_AGG(spent) AS spent FROM known ",
+            "HAVING CASE WHEN COUNT(*) = CARDINALITY($26) THEN true ELSE conflict() END"
         )
     };
 }
@@ -312,12 +315,13 @@ async fn write_entries(
         query = query.bind(micros(changes.at));
     }
     let query = query.bind(entries.iter().map(|(_, entry)| entry.consumption.detail.as_deref()).collect::<Vec<_>>());
-    let rows = query.fetch_all(&mut *db).await?;
-    let read = |row: &PgRow| {
-        let spent = money(row.try_get("spent")?)?;
-        Ok::<_, StoreError>((user_id(row.try_get("user_id")?)?, Row { version: row.try_get("version")?, spent }))
-    };
-    rows.iter().map(read).collect()
+    // One row, since it costs as much to read as there are of them.
+    let row = query.fetch_one(&mut *db).await?;
+    let list = |name| Ok::<_, StoreError>(row.try_get::<Option<Vec<i64>>, _>(name)?.unwrap_or_default());
+    let users = row.try_get::<Option<Vec<String>>, _>("users")?.unwrap_or_default();
+    let numbers = list("versions")?.into_iter().zip(list("spent")?);
+    let read = |(user, (version, spent))| Ok((user_id(user)?, Row { version, spent: money(spent)? }));
+    users.into_iter().zip(numbers).map(read).collect()
 }
 
 /// Notes what is to be told, in the order of its ids, so that two nodes that tell the same wait for each other in one order.
