@@ -57,7 +57,7 @@ use hyper::body::{Body as _, Incoming};
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 use tokio::sync::Semaphore;
-use tracing::{Instrument, Span};
+use tracing::Instrument;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -145,7 +145,7 @@ impl App {
             done
         };
         // Its lines in the log are of this request.
-        let done = tokio::spawn(work.in_current_span());
+        let done = tokio::spawn(request_id::carried(work).in_current_span());
         done.await.unwrap_or_else(|_| Err(StoreError::torn())).map(|(done, _)| done)
     }
 }
@@ -187,8 +187,13 @@ impl Doors {
     pub fn answer(&self, request: Request<Incoming>) -> Answer {
         let watched = trace::Watched::begin(&request);
         let id = RequestId::sent(request.headers());
-        let (span, named) = (watched.span.clone(), id.as_ref().map_or_else(Span::none, RequestId::span));
-        match span.in_scope(|| named.in_scope(|| self.begin(&request))) {
+        let span = watched.span.clone();
+        let begin = || self.begin(&request);
+        let begun = span.in_scope(|| match &id {
+            Some(id) => id.clone().within(begin),
+            None => begin(),
+        });
+        match begun {
             Some((Begun::Answered(response), _)) => {
                 let response = request_id::mark(response, id);
                 watched.end(&self.app.telemetry, &response);
@@ -196,16 +201,17 @@ impl Doors {
             }
             Some((Begun::Waits(user, ask), show)) => {
                 let doors = self.clone();
+                let id = id.unwrap_or_else(RequestId::made);
                 let answer = async move {
                     let response = match doors.lanes.enter(Lane::Check) {
-                        Some(_place) => enforcement::decide(&doors.app, &user, &ask, show).await,
+                        Some(_place) => id.clone().around(enforcement::decide(&doors.app, &user, &ask, show)).await,
                         None => Lane::Check.busy().into_response(),
                     };
-                    let response = request_id::mark(response, id);
+                    let response = request_id::mark(response, Some(id));
                     watched.end(&doors.app.telemetry, &response);
                     Ok(response)
                 };
-                Either::Right(Box::pin(answer.instrument(named).instrument(span)))
+                Either::Right(Box::pin(answer.instrument(span)))
             }
             Some((Begun::Unknown, _)) | None => {
                 let doors = self.clone();
@@ -232,15 +238,14 @@ impl Doors {
         let lane = Lane::of(request.method(), request.uri().path(), request.body().size_hint().exact());
         let Some(_place) = self.lanes.enter(lane) else { return Ok(request_id::mark(lane.busy().into_response(), id)) };
         let id = id.unwrap_or_else(RequestId::made);
-        let span = id.span();
         // Whatever method it has, and whatever stands behind its path.
         let response = if gate::is_at(request.uri().path()) {
             let (head, _) = request.into_parts();
-            gate::ask(State(self.app.clone()), head.headers).instrument(span).await.into_response()
+            id.clone().around(gate::ask(State(self.app.clone()), head.headers)).await.into_response()
         } else {
             let (head, body) = request.into_parts();
             let body = Body::new(Arriving::new(body, &head.headers, self.limits));
-            self.router.call(Request::from_parts(head, body)).instrument(span).await?
+            id.clone().around(self.router.call(Request::from_parts(head, body))).await?
         };
         Ok(request_id::mark(response, Some(id)))
     }

@@ -1,23 +1,30 @@
 //! A name for one request, by which an answer and the log are matched.
 
+use std::borrow::Cow;
+use std::future::Future;
+
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::Response;
-use tracing::{Span, error_span};
 
 use super::error::Problem;
 
-/// The target of the spans by which lines of the log name their request; nobody collects them.
-pub const REQUEST_NAMED: &str = "request";
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// A longer one is not kept.
 const BYTES_MAX: usize = 128;
 
+tokio::task_local! {
+    /// Whose work is being done. It is asked for where a line is logged; a span would be made for every request, and hardly any logs one.
+    static CURRENT: RequestId;
+}
+
 /// As the caller sent it, else made where it is needed.
-#[derive(Debug)]
-pub struct RequestId {
-    text: HeaderValue,
-    is_sent: bool,
+#[derive(Clone, Debug)]
+pub enum RequestId {
+    /// 1 to 128 visible ASCII characters.
+    Sent(HeaderValue),
+    /// Names one request among those of a while; it keeps no secret.
+    Made(u64),
 }
 
 impl RequestId {
@@ -26,23 +33,44 @@ impl RequestId {
         let text = headers.get(REQUEST_ID)?;
         let is_good = (1..=BYTES_MAX).contains(&text.len()) && text.as_bytes().iter().all(u8::is_ascii_graphic);
         let is_one = headers.get_all(REQUEST_ID).iter().nth(1).is_none();
-        (is_good && is_one).then(|| Self { text: text.clone(), is_sent: true })
+        (is_good && is_one).then(|| Self::Sent(text.clone()))
     }
 
-    /// Names one request among those of a while; it keeps no secret.
     pub fn made() -> Self {
-        let text = format!("{:016x}", fastrand::u64(..));
-        // Sixteen digits are a header's value.
-        Self { text: HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("0")), is_sent: false }
+        Self::Made(fastrand::u64(..))
     }
 
-    fn text(&self) -> &str {
-        self.text.to_str().unwrap_or_default()
+    fn text(&self) -> Cow<'_, str> {
+        match self {
+            Self::Sent(text) => text.to_str().unwrap_or_default().into(),
+            Self::Made(number) => format!("{number:016x}").into(),
+        }
     }
 
-    /// The span by which lines of the log name the request.
-    pub fn span(&self) -> Span {
-        error_span!(target: REQUEST_NAMED, "request", request_id = self.text())
+    /// Lines that `work` logs name the request.
+    pub fn within<T>(self, work: impl FnOnce() -> T) -> T {
+        CURRENT.sync_scope(self, work)
+    }
+
+    /// Lines that `work` logs name the request.
+    pub fn around<F: Future>(self, work: F) -> impl Future<Output = F::Output> {
+        CURRENT.scope(self, work)
+    }
+}
+
+/// The name of the request whose work is being done.
+pub fn current() -> Option<String> {
+    CURRENT.try_with(|id| id.text().into_owned()).ok()
+}
+
+/// Work for the current request that goes on in a task of its own.
+pub fn carried<F: Future>(work: F) -> impl Future<Output = F::Output> {
+    let id = CURRENT.try_with(Clone::clone).ok();
+    async move {
+        match id {
+            Some(id) => id.around(work).await,
+            None => work.await,
+        }
     }
 }
 
@@ -51,12 +79,16 @@ impl RequestId {
 pub fn mark(response: Response, id: Option<RequestId>) -> Response {
     let failed = !(response.status().is_success() || response.status().is_redirection());
     let id = match id {
-        Some(id) if id.is_sent || failed => id,
+        Some(id @ RequestId::Sent(_)) => id,
+        Some(id) if failed => id,
         None if failed => RequestId::made(),
-        Some(_) | None => return response,
+        Some(RequestId::Made(_)) | None => return response,
     };
-    let mut response = name_in_body(response, id.text());
-    response.headers_mut().insert(REQUEST_ID, id.text);
+    let mut response = name_in_body(response, &id.text());
+    // Visible ASCII is a header's value.
+    if let Ok(text) = HeaderValue::from_str(&id.text()) {
+        response.headers_mut().insert(REQUEST_ID, text);
+    }
     response
 }
 
