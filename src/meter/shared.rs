@@ -286,7 +286,7 @@ impl Shared {
         now: DateTime<Utc>,
     ) -> Option<Seen> {
         let known = self.users.get(user).filter(|known| self.is_recent(known.as_of, now))?;
-        if self.max_staleness * 3 < (now - known.as_of) * 4 && !known.is_awaited.swap(true, Ordering::Relaxed) {
+        if self.max_staleness < (now - known.as_of) * 2 && !known.is_awaited.swap(true, Ordering::Relaxed) {
             // He is asked for often, so he is looked up again before he is too old. Where too many are, he ages.
             let _ = ahead.try_send(user.clone());
         }

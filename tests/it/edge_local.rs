@@ -99,25 +99,29 @@ fn a_start_on_a_socket_without_authentication_says_what_to_know() {
 
 #[tokio::test]
 async fn the_log_names_the_request_that_a_line_is_about() {
-    let folder = folder();
-    let mut child = Command::new(env!("CARGO_BIN_EXE_spendgate"))
-        .current_dir(folder.path())
-        .env_clear()
-        .envs([("LISTEN_ADDR", "unix:s.sock"), ("STRIPE_WEBHOOK_SECRETS", "whsec_x")])
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut log = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
-    assert!(log.any(|line| line.contains("listening on unix:s.sock")));
-    let mut raw = Raw::over(UnixStream::connect(folder.path().join("s.sock")).await.unwrap());
-    raw.send(&request("POST", "/webhooks/stripe", "stripe-signature: t=1,v1=00\r\nx-request-id: call-7\r\n", "{}")).await;
-    assert_eq!(raw.status().await, Some(400));
-    let line = log.find(|line| line.contains("a delivery was refused")).unwrap();
-    assert!(line.contains("\"request_id\":\"call-7\""), "{line}");
-    assert!(Command::new("kill").arg(child.id().to_string()).status().unwrap().success());
-    assert!(log.any(|line| line.contains("stopped")));
-    assert!(child.wait().unwrap().success());
+    for (format, named) in [("json", r#""span":{"name":"request","request_id":"call-7"}"#), ("text", r#"request{request_id="call-7"}"#)] {
+        let folder = folder();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_spendgate"))
+            .current_dir(folder.path())
+            .env_clear()
+            .envs([("LISTEN_ADDR", "unix:s.sock"), ("STRIPE_WEBHOOK_SECRETS", "whsec_x"), ("LOG_FORMAT", format)])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+        let begun = log.find(|line| line.contains("listening on unix:s.sock")).unwrap();
+        assert!(!begun.contains("request"), "{begun}");
+        let mut raw = Raw::over(UnixStream::connect(folder.path().join("s.sock")).await.unwrap());
+        raw.send(&request("POST", "/webhooks/stripe", "stripe-signature: t=1,v1=00\r\nx-request-id: call-7\r\n", "{}")).await;
+        assert_eq!(raw.status().await, Some(400));
+        let line = log.find(|line| line.contains("a delivery was refused")).unwrap();
+        assert!(line.contains(named), "{line}");
+        assert!(format == "text" || serde_json::from_str::<serde_json::Value>(&line).is_ok(), "{line}");
+        assert!(Command::new("kill").arg(child.id().to_string()).status().unwrap().success());
+        assert!(log.any(|line| line.contains("stopped")));
+        assert!(child.wait().unwrap().success());
+    }
 }
 
 #[tokio::test]
