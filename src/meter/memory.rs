@@ -70,12 +70,14 @@ impl<K: Clone + Eq + Hash, V: Clone> Memory<K, V> {
         self.get(key).or_else(|| self.shard(key).doubtful.get(key).cloned())
     }
 
-    /// Keeps a value that carries its own proof of being right, unless what is kept `is_newer`.
-    pub fn put(&self, key: K, value: Arc<V>, is_newer: impl Fn(&V) -> bool) {
+    /// Keeps a value that carries its own proof of being right, or what `merged` makes of it and the one that is kept.
+    pub fn put(&self, key: K, value: Arc<V>, merged: impl FnOnce(&Arc<V>, Arc<V>) -> Arc<V>) {
         let mut shard = self.shard(&key);
-        if shard.young.get(&key).or_else(|| shard.old.get(&key)).is_some_and(|kept| is_newer(kept)) {
-            return;
-        }
+        let kept = shard.young.get(&key).or_else(|| shard.old.get(&key)).cloned();
+        let value = match &kept {
+            Some(kept) => merged(kept, value),
+            None => value,
+        };
         shard.old.remove(&key);
         shard.insert(key, value, self.generation_max);
     }
@@ -279,9 +281,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_newer_stays_and_what_is_doubted_is_the_last_that_is_known() {
+    fn what_is_kept_is_merged_and_what_is_doubted_is_the_last_that_is_known() {
         let memory = Memory::default();
-        let put = |value: i64| memory.put("u", Arc::new(value), |kept| value < *kept);
+        let put = |value: i64| memory.put("u", Arc::new(value), |kept, new| kept.clone().max(new));
         put(2);
         put(1);
         assert_eq!(held(&memory), Some(2));

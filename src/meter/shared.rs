@@ -23,6 +23,7 @@ use super::{Clock, Request, retention};
 use crate::current::Current;
 use crate::domain::book::{Book, OpenHold, SpentByDay, days_of_calendar};
 use crate::domain::catalogue::Catalogue;
+use crate::domain::changes::Changes;
 use crate::domain::ledger::Payer;
 use crate::domain::money::Money;
 use crate::domain::period::Period;
@@ -59,6 +60,16 @@ struct Known<V, T> {
 impl<V, T> Known<V, T> {
     fn new(version: V, as_of: DateTime<Utc>, generation: u64, value: Arc<T>) -> Arc<Self> {
         Arc::new(Self { version, as_of, generation, value, is_awaited: Arc::default() })
+    }
+}
+
+impl<V: Copy, T> Known<V, T> {
+    /// The same, as fresh as `other`, which the same server said; else `other`.
+    fn as_fresh_as(&self, other: &Arc<Self>) -> Arc<Self> {
+        if self.generation != other.generation {
+            return other.clone();
+        }
+        Self::new(self.version, self.as_of.max(other.as_of), self.generation, self.value.clone())
     }
 }
 
@@ -244,6 +255,12 @@ impl Shared {
         self.news.all();
     }
 
+    /// A batch of which nobody knows whether it was done, or that was found to be done: memory did not follow it.
+    fn doubt(&self, changes: &Changes) {
+        changes.users().for_each(|user| self.users.doubt(user));
+        changes.accounts().for_each(|account| self.accounts.doubt(account));
+    }
+
     fn forget_what_is_kept(&self) {
         self.users.forget_all();
         self.accounts.forget_all();
@@ -313,10 +330,13 @@ impl Shared {
         known.value.counts(None, &standing, now).then_some(known)
     }
 
-    /// A question that was asked before a batch may be answered after it.
+    /// A question that was asked before a batch may be answered after it. What the batch made of him is newer, and by the answer it is as
+    /// fresh as the question, if the same pay for him.
     fn keep_user(&self, user: &UserId, known: Arc<Known<UserVersion, Payer>>) {
-        let (generation, row) = (known.generation, known.version.row);
-        self.users.put(user.clone(), known, |kept| kept.generation == generation && row < kept.version.row);
+        self.users.put(user.clone(), known, |kept, known| {
+            let is_newer = known.version.row < kept.version.row && known.version.is_paid_for_as(&kept.version);
+            if is_newer { kept.as_fresh_as(&known) } else { known }
+        });
     }
 
     /// An account at this version, where memory has it and counts the windows that these users need at `now`.
@@ -335,8 +355,11 @@ impl Shared {
     }
 
     fn keep_account(&self, account: &AccountId, known: Arc<Known<RowVersion, Book>>) {
-        let (generation, version) = (known.generation, known.version);
-        self.accounts.put(account.clone(), known, |kept| kept.generation == generation && version < kept.version);
+        self.accounts.put(
+            account.clone(),
+            known,
+            |kept, known| if known.version < kept.version { kept.as_fresh_as(&known) } else { known },
+        );
     }
 
     /// All users together. Of holds there is the sum only; `named` are those that may end in a moment, and stand by themselves.
@@ -417,4 +440,22 @@ fn members<'p>(payers: impl Iterator<Item = &'p Payer>) -> HashMap<&'p AccountId
         }
     }
     members
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_batch_made_is_as_fresh_as_an_older_answer_of_the_same_server() {
+        let at = |seconds: i64| DateTime::from_timestamp(seconds, 0).unwrap_or_default();
+        let known = |version: i64, seconds: i64, generation: u64| Known::new(version, at(seconds), generation, Arc::new(version));
+        let shown = |known: &Known<i64, i64>| (known.version, *known.value, known.as_of, known.generation);
+        let kept = known(2, 10, 1);
+        assert_eq!(shown(&kept.as_fresh_as(&known(1, 15, 1))), (2, 2, at(15), 1));
+        assert_eq!(shown(&kept.as_fresh_as(&known(1, 5, 1))), (2, 2, at(10), 1), "it does not become older");
+        assert_eq!(shown(&kept.as_fresh_as(&known(1, 5, 2))), (1, 1, at(5), 2));
+        kept.is_awaited.store(true, Ordering::Relaxed);
+        assert!(!kept.as_fresh_as(&known(1, 15, 1)).is_awaited.load(Ordering::Relaxed), "it may be looked up ahead again");
+    }
 }

@@ -54,6 +54,11 @@ pub struct UserVersion {
 }
 
 impl UserVersion {
+    /// Whether the same customers, as they stand, may pay for him.
+    pub fn is_paid_for_as(&self, other: &Self) -> bool {
+        (self.theirs, self.his) == (other.theirs, other.his)
+    }
+
     /// What it is after a batch has written the row of a user whom it knew at `before`.
     pub fn written(before: Option<&Self>, row: RowVersion) -> Self {
         before.map_or(Self { row, theirs: 0, his: 0 }, |before| Self { row, ..*before })

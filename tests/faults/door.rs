@@ -38,10 +38,18 @@ impl Door {
         self.answer(self.client.post(format!("{}{path}", self.url)).body(body.to_string())).await
     }
 
+    async fn is_done(&self, request: reqwest::RequestBuilder, body: &Value) -> bool {
+        request.body(body.to_string()).bearer_auth(ADMIN_KEY).send().await.unwrap().status().is_success()
+    }
+
     /// What may be refused; whether it was done.
     pub async fn puts(&self, path: &str, body: &Value) -> bool {
-        let request = self.client.put(format!("{}{path}", self.url)).body(body.to_string());
-        request.bearer_auth(ADMIN_KEY).send().await.unwrap().status().is_success()
+        self.is_done(self.client.put(format!("{}{path}", self.url)), body).await
+    }
+
+    /// The same with POST.
+    pub async fn posts(&self, path: &str, body: &Value) -> bool {
+        self.is_done(self.client.post(format!("{}{path}", self.url)), body).await
     }
 
     /// All items of a list, page by page.

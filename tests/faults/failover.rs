@@ -5,9 +5,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
+use crate::door::{Door, cents};
 use crate::load::Load;
 use crate::servers::Server;
 use crate::service::Service;
@@ -150,6 +152,37 @@ async fn a_commit_whose_answer_is_lost_has_exactly_one_effect() {
     lossy.per_mille.store(0, Ordering::Relaxed);
     callers.stop().await;
     load.check(&service, "after lost answers").await;
+    let lost = lossy.lost.load(Ordering::Relaxed);
+    assert!(10 < lost, "the harness is void: {lost} answers were lost");
+}
+
+/// A batch that is found to be done was not followed by memory; within MAX_STALENESS_MS nobody would ask for what came of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hold_whose_answer_was_lost_shows_in_the_very_next_check_though_memory_answers() {
+    let server = Server::make(&["shared_buffers = 32MB"]);
+    server.sql("CREATE DATABASE spendgate");
+    let lossy = Lossy::before(&server);
+    let folder = tempfile::tempdir().unwrap();
+    let socket = lossy.folder.path().to_string_lossy().replace('/', "%2F");
+    let url = format!("postgres://postgres@{socket}/spendgate");
+    let settings = [("DATABASE_URL", Path::new(&url)), ("MAX_STALENESS_MS", Path::new("60000"))];
+    let service = Service::start(folder.path(), &settings);
+    let door = Door::of(&service);
+    assert!(door.puts("/v1/users/u", &json!({"tier": "enterprise", "reason": "test"})).await);
+    lossy.per_mille.store(30, Ordering::Relaxed);
+    let mut held = 0;
+    while held < 200 {
+        let ask = json!({"id": format!("h-{held}"), "user_id": "u", "estimated_cost": 0.01});
+        // Where even the tries again are lost, it is asked again under its id.
+        if !door.posts("/v1/holds", &ask).await {
+            continue;
+        }
+        held += 1;
+        let check = door.get("/v1/users/u/enforcement").await;
+        if check["reason"] != "store_unavailable" {
+            assert_eq!(cents(&check["budgets"][0]["held"]), held, "after {} lost answers", lossy.lost.load(Ordering::Relaxed));
+        }
+    }
     let lost = lossy.lost.load(Ordering::Relaxed);
     assert!(10 < lost, "the harness is void: {lost} answers were lost");
 }

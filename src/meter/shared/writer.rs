@@ -186,6 +186,7 @@ impl Shared {
                     conflicts += 1;
                     self.retries.fetch_add(1, Ordering::Relaxed);
                     if CONFLICTS_MAX < conflicts {
+                        doubt.iter().for_each(|doubt| self.doubt(&doubt.changes));
                         return Err(StoreError::torn());
                     }
                     continue;
@@ -194,6 +195,7 @@ impl Shared {
                 Err(_) => StoreError::late(),
             };
             if !error.may_pass() || PATIENCE < begun.elapsed() {
+                doubt.iter().for_each(|doubt| self.doubt(&doubt.changes));
                 return Err(error);
             }
             if doubt.is_some() {
@@ -247,6 +249,11 @@ impl Shared {
             return Ok(None);
         }
         let mut db = kept.take(self).await?;
+        if kept.generation() != generation {
+            // What is remembered is of another server.
+            kept.give_back(db);
+            return Ok(None);
+        }
         let sent = doubt.insert(Doubt { changes, replies, found: HashSet::new() });
         let written = match batch::add(&mut db, &sent.changes, fastrand::u32(..)).await {
             Ok(written) => written,
@@ -324,6 +331,7 @@ impl Shared {
         if doubt.as_ref().is_some_and(|doubt| doubt.is_done(&ledger)) {
             // Where this is not answered either, it is still in doubt, and looked for again.
             kept.give_back(tx.commit_and_keep().await?);
+            doubt.iter().for_each(|doubt| self.doubt(&doubt.changes));
             let (replies, wrote) = doubt.take().map_or((Vec::new(), Wrote::Nothing), |doubt| (doubt.replies, Wrote::of(&doubt.changes)));
             return Ok(Written { replies, wrote, unseen: Vec::new() });
         }
