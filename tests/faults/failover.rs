@@ -156,7 +156,7 @@ async fn a_commit_whose_answer_is_lost_has_exactly_one_effect() {
     assert!(10 < lost, "the harness is void: {lost} answers were lost");
 }
 
-/// A batch that is found to be done was not followed by memory; within MAX_STALENESS_MS nobody would ask for what came of it.
+/// A batch that is found to be done was not followed by memory; within `MAX_STALENESS_MS` nobody would ask for what came of it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hold_whose_answer_was_lost_shows_in_the_very_next_check_though_memory_answers() {
     let server = Server::make(&["shared_buffers = 32MB"]);
