@@ -99,6 +99,19 @@ struct Lossy {
 }
 
 impl Lossy {
+    /// A server of its own, and what stands before it.
+    fn server() -> (Server, Arc<Self>) {
+        let server = Server::make(&["shared_buffers = 32MB"]);
+        server.sql("CREATE DATABASE spendgate");
+        let lossy = Self::before(&server);
+        (server, lossy)
+    }
+
+    fn url(&self) -> String {
+        let socket = self.folder.path().to_string_lossy().replace('/', "%2F");
+        format!("postgres://postgres@{socket}/spendgate")
+    }
+
     fn before(server: &Server) -> Arc<Self> {
         let folder = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(folder.path().join(".s.PGSQL.5432")).unwrap();
@@ -137,12 +150,8 @@ impl Lossy {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_whose_answer_is_lost_has_exactly_one_effect() {
-    let server = Server::make(&["shared_buffers = 32MB"]);
-    server.sql("CREATE DATABASE spendgate");
-    let lossy = Lossy::before(&server);
-    let folder = tempfile::tempdir().unwrap();
-    let socket = lossy.folder.path().to_string_lossy().replace('/', "%2F");
-    let url = format!("postgres://postgres@{socket}/spendgate");
+    let (_server, lossy) = Lossy::server();
+    let (folder, url) = (tempfile::tempdir().unwrap(), lossy.url());
     let service = Service::start(folder.path(), &[("DATABASE_URL", Path::new(&url))]);
     let load = Load::new();
     let callers = load.start(&service);
@@ -159,12 +168,8 @@ async fn a_commit_whose_answer_is_lost_has_exactly_one_effect() {
 /// A batch that is found to be done was not followed by memory; within `MAX_STALENESS_MS` nobody would ask for what came of it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hold_whose_answer_was_lost_shows_in_the_very_next_check_though_memory_answers() {
-    let server = Server::make(&["shared_buffers = 32MB"]);
-    server.sql("CREATE DATABASE spendgate");
-    let lossy = Lossy::before(&server);
-    let folder = tempfile::tempdir().unwrap();
-    let socket = lossy.folder.path().to_string_lossy().replace('/', "%2F");
-    let url = format!("postgres://postgres@{socket}/spendgate");
+    let (_server, lossy) = Lossy::server();
+    let (folder, url) = (tempfile::tempdir().unwrap(), lossy.url());
     let settings = [("DATABASE_URL", Path::new(&url)), ("MAX_STALENESS_MS", Path::new("60000"))];
     let service = Service::start(folder.path(), &settings);
     let door = Door::of(&service);
