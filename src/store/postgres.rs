@@ -42,6 +42,8 @@ const SETTINGS: [(&str, &str); 6] = [
 const ASK_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often each of several hosts is asked.
 const ASK_EVERY: Duration = Duration::from_millis(250);
+/// How often one address is asked where it leads to by now, with a new connection each time.
+const ASK_ANEW_EVERY: Duration = Duration::from_secs(2);
 /// How long a start waits for a primary.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -144,9 +146,12 @@ impl Cluster {
         migrating.close().await?;
         let current = RwLock::new(Current { pool, host, timeline });
         let inner = Arc::new(Inner { hosts, current, generation, roles: Mutex::new(roles) });
-        // One host is asked by every new connection; who is elsewhere is of no use.
-        let count = if inner.hosts.options.len() == 1 { 0 } else { inner.hosts.options.len() };
-        let watch = (0..count).map(|host| tokio::spawn(watch(inner.clone(), host))).collect();
+        let watch = match &*inner.hosts.options {
+            [only] => vec![tokio::spawn(watch_address(inner.clone(), only.clone()))],
+            several => {
+                several.iter().enumerate().map(|(host, options)| tokio::spawn(watch(inner.clone(), host, options.clone()))).collect()
+            }
+        };
         Ok(Self { inner, watch: Arc::new(Watch(watch)) })
     }
 
@@ -214,30 +219,51 @@ fn is_starting(error: &dyn sqlx::error::DatabaseError) -> bool {
     error.code().is_some_and(|code| matches!(&*code, "57P03" | "53300"))
 }
 
-/// Where one name leads to another server by and by, its later timeline makes it another generation.
+/// One address may lead to another server by and by: its later timeline makes it another generation, and what was connected before is not
+/// handed out again.
 fn pool(hosts: &Hosts, host: usize, timeline: u32, generation: &Arc<AtomicU64>) -> PgPool {
-    let (timeline, generation) = (Arc::new(AtomicU32::new(timeline)), generation.clone());
+    let latest = Arc::new(Latest { timeline: AtomicU32::new(timeline), generation: generation.clone() });
+    let after = latest.clone();
     let options = PgPoolOptions::new().max_connections(CONNECTIONS_MAX).acquire_timeout(ACQUIRE_TIMEOUT);
     let options = options.after_connect(move |connection, _| {
-        let (timeline, generation) = (timeline.clone(), generation.clone());
-        Box::pin(async move {
-            match who(connection).await? {
-                Role::Primary { timeline: now } if timeline.load(Ordering::Acquire) <= now => {
-                    if timeline.fetch_max(now, Ordering::AcqRel) < now {
-                        generation.fetch_add(1, Ordering::AcqRel);
-                    }
-                    Ok(())
-                }
-                Role::Primary { .. } => Err(sqlx::Error::Protocol("the server was replaced by another primary".to_owned())),
-                Role::Standby | Role::Away => Err(sqlx::Error::Protocol("the server is a standby".to_owned())),
-            }
-        })
+        let latest = after.clone();
+        Box::pin(async move { latest.admit(who(connection).await?) })
+    });
+    // The same question says whether it is well.
+    let options = options.test_before_acquire(false).before_acquire(move |connection, _| {
+        let latest = latest.clone();
+        Box::pin(async move { Ok(latest.admit(who(connection).await?).is_ok()) })
     });
     options.connect_lazy_with(hosts.options.get(host).cloned().unwrap_or_default())
 }
 
+/// The latest primary that a pool's connections met.
+#[derive(Debug)]
+struct Latest {
+    timeline: AtomicU32,
+    generation: Arc<AtomicU64>,
+}
+
+impl Latest {
+    /// Whether a connection is used that leads to such a server.
+    fn admit(&self, role: Role) -> Result<(), sqlx::Error> {
+        match role {
+            Role::Primary { timeline } => match self.timeline.fetch_max(timeline, Ordering::AcqRel) {
+                before if timeline < before => Err(sqlx::Error::Protocol("the server was replaced by another primary".to_owned())),
+                before => {
+                    if before < timeline {
+                        self.generation.fetch_add(1, Ordering::AcqRel);
+                    }
+                    Ok(())
+                }
+            },
+            Role::Standby | Role::Away => Err(sqlx::Error::Protocol("the server is a standby".to_owned())),
+        }
+    }
+}
+
 async fn who(connection: &mut PgConnection) -> Result<Role, sqlx::Error> {
-    let row = sqlx::query(WHO).persistent(false).fetch_one(connection).await?;
+    let row = connection.fetch_one(sqlx::raw_sql(WHO)).await?;
     if row.try_get("standby")? {
         return Ok(Role::Standby);
     }
@@ -251,7 +277,9 @@ const SHARED: &str = "two connections of ours are one session of the server";
 
 /// Something between us and the server keeps our sessions from being ours.
 fn pooled(why: &str) -> StoreError {
-    let why = format!("{why}: is a pooler (PgBouncer) between? Connect to Postgres itself; a node opens {CONNECTIONS_MAX} connections");
+    let why = format!(
+        "{why}: is a pooler (PgBouncer) between? Connect to Postgres itself; a node opens {CONNECTIONS_MAX} connections, and one more for each host"
+    );
     StoreError(sqlx::Error::Configuration(why.into()))
 }
 
@@ -291,9 +319,8 @@ async fn ask_once(options: &PgConnectOptions) -> Result<Role, sqlx::Error> {
     tokio::time::timeout(ASK_TIMEOUT, ask).await.map_err(|_| sqlx::Error::PoolTimedOut)?
 }
 
-/// Asks one host who it is, again and again.
-async fn watch(inner: Arc<Inner>, host: usize) {
-    let Some(options) = inner.hosts.options.get(host).cloned() else { return };
+/// Asks one of several hosts who it is, again and again.
+async fn watch(inner: Arc<Inner>, host: usize, options: PgConnectOptions) {
     let mut connection: Option<PgConnection> = None;
     loop {
         let ask = async {
@@ -313,6 +340,14 @@ async fn watch(inner: Arc<Inner>, host: usize) {
         };
         inner.heard(host, role);
         tokio::time::sleep(ASK_EVERY).await;
+    }
+}
+
+/// Asks the one address where it leads to, again and again: what is connected already stays where it was.
+async fn watch_address(inner: Arc<Inner>, options: PgConnectOptions) {
+    loop {
+        tokio::time::sleep(ASK_ANEW_EVERY).await;
+        inner.heard(0, ask_once(&options).await.unwrap_or(Role::Away));
     }
 }
 
@@ -351,5 +386,17 @@ mod tests {
         assert_eq!(primary(&[deposed, Role::Away, promoted]), Some((2, 4)));
         assert_eq!(primary(&[deposed, Role::Standby]), Some((0, 3)));
         assert_eq!(primary(&[Role::Standby, Role::Away]), None);
+    }
+
+    #[test]
+    fn a_connection_to_a_server_that_was_replaced_is_not_used_and_another_server_is_another_generation() {
+        let latest = Latest { timeline: AtomicU32::new(3), generation: Arc::default() };
+        let admits = |role| (latest.admit(role).is_ok(), latest.generation.load(Ordering::Relaxed));
+        assert_eq!(admits(Role::Primary { timeline: 3 }), (true, 0));
+        assert_eq!(admits(Role::Standby), (false, 0));
+        assert_eq!(admits(Role::Primary { timeline: 4 }), (true, 1));
+        assert_eq!(admits(Role::Primary { timeline: 3 }), (false, 1));
+        assert_eq!(admits(Role::Primary { timeline: 4 }), (true, 1));
+        assert_eq!(admits(Role::Away), (false, 1));
     }
 }
