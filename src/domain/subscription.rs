@@ -165,6 +165,12 @@ impl Snapshot {
         mapped.max_by_key(|(_, tier)| tier.rank)
     }
 
+    /// The quantity of all items that buy this tier; 1 where none names one.
+    fn seats(&self, tier: &Tier, catalogue: &Catalogue) -> u64 {
+        let buys = |item: &&Item| catalogue.tier_of(item.names()).is_some_and(|bought| bought.name == tier.name);
+        self.items.iter().filter(buys).filter_map(|item| item.quantity).reduce(u64::saturating_add).unwrap_or(1)
+    }
+
     /// The dearest tier that its items buy, whether it is paid or not.
     pub fn tier<'c>(&self, catalogue: &'c Catalogue) -> Option<&'c Tier> {
         self.best_item(catalogue).map(|(_, tier)| tier)
@@ -180,7 +186,13 @@ impl Snapshot {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Worth {
     tier: Option<String>,
+    #[serde(default = "one")]
+    seats: u64,
     at: LifeStage,
+}
+
+fn one() -> u64 {
+    1
 }
 
 /// All that is remembered of one subscription.
@@ -334,17 +346,20 @@ impl Customer {
 
     /// What the customer pays for at `now`.
     pub fn grant<'c>(&self, catalogue: &'c Catalogue, now: DateTime<Utc>) -> Grant<'c> {
-        let grants = self.subscriptions.values().filter_map(|known| self.grant_of(known, catalogue, now));
-        grants.max_by_key(Grant::by_worth).unwrap_or_default()
+        let grants = || self.subscriptions.values().filter_map(|known| self.grant_of(known, catalogue, now));
+        let best = grants().max_by_key(Grant::by_worth).unwrap_or_default();
+        let buys_the_same = |grant: &Grant<'_>| grant.tier.is_some() && grant.tier.map(|tier| tier.rank) == best.tier.map(|tier| tier.rank);
+        let seats = grants().filter(buys_the_same).map(|grant| grant.seats).reduce(u64::saturating_add);
+        Grant { seats: seats.unwrap_or(best.seats), ..best }
     }
 
     fn grant_of<'c>(&self, known: &Subscription, catalogue: &'c Catalogue, now: DateTime<Utc>) -> Option<Grant<'c>> {
         let latest = known.latest.as_ref()?;
         let status = if self.deleted { Status::Canceled } else { known.status()? };
-        let kept = || known.worth.as_ref().and_then(|worth| catalogue.tier(worth.tier.as_deref()?));
+        let kept = || known.worth.as_ref().and_then(|worth| Some((catalogue.tier(worth.tier.as_deref()?)?, worth.seats)));
         let best = latest.best_item(catalogue);
         let bought = match best {
-            Some((_, tier)) => Some(tier),
+            Some((_, tier)) => Some((tier, latest.seats(tier, catalogue))),
             // Nothing maps: an operator forgot a price. No items at all is Stripe's own way to say "nothing".
             None if latest.items.is_empty() => None,
             None => kept(),
@@ -353,7 +368,7 @@ impl Customer {
         let grace_ends_at = known
             .past_due_since
             .zip(bought)
-            .and_then(|(since, tier)| since.checked_add_signed(TimeDelta::days(i64::from(tier.grace_days))));
+            .and_then(|(since, (tier, _))| since.checked_add_signed(TimeDelta::days(i64::from(tier.grace_days))));
         let tier = match status {
             Status::Trialing | Status::Active => bought.filter(|_| !suspended),
             Status::PastDue => bought.filter(|_| !suspended && grace_ends_at.is_some_and(|end| now < end)),
@@ -366,13 +381,13 @@ impl Customer {
         let is_owed = matches!(status, Status::PastDue | Status::Unpaid | Status::Incomplete);
         let item = best.map(|(item, _)| item).or(latest.items.first()).filter(|_| pays);
         Some(Grant {
-            tier,
-            owed: bought.filter(|_| is_owed && tier.is_none()),
+            tier: tier.map(|(tier, _)| tier),
+            owed: bought.filter(|_| is_owed && tier.is_none()).map(|(tier, _)| tier),
             grace_ends_at: grace_ends_at.filter(|_| status == Status::PastDue),
             status: Some(status),
             ends_at: latest.ends_at(),
             billing: item.and_then(|item| BillingPeriod::new(item.period_start?, item.period_end?)),
-            seats: best.and_then(|(item, _)| item.quantity).unwrap_or(1),
+            seats: tier.or(bought).map_or(1, |(_, seats)| seats),
             said_at: Some(latest.said_at),
         })
     }
@@ -412,15 +427,18 @@ pub struct Grant<'c> {
     /// When a subscription that is past due loses its tier.
     pub grace_ends_at: Option<DateTime<Utc>>,
     pub billing: Option<BillingPeriod>,
-    /// The quantity that is paid for; 1 where Stripe names none.
+    /// The quantity that is paid for, of all subscriptions that buy this tier; 1 where Stripe names none.
     pub seats: u64,
     said_at: Option<DateTime<Utc>>,
 }
 
 impl Grant<'_> {
-    /// Among several subscriptions the one with the highest tier decides, and of those the latest that we heard of.
-    fn by_worth(&self) -> (Option<i64>, Option<DateTime<Utc>>) {
-        (self.tier.map(|tier| tier.rank), self.said_at)
+    /// Among several subscriptions the one with the highest tier decides, or the highest that is owed; of those the one with the most
+    /// seats, and the latest that we heard of.
+    fn by_worth(&self) -> impl Ord + use<> {
+        let rank = |tier: Option<&Tier>| tier.map(|tier| tier.rank);
+        let is_over = self.status.as_ref().is_none_or(Status::is_final);
+        (rank(self.tier), rank(self.owed), !is_over, self.seats, self.said_at)
     }
 }
 
@@ -444,11 +462,12 @@ pub enum Doubt {
 /// What `snapshot` is worth; `None` where we do not understand it.
 fn worth(snapshot: &Snapshot, catalogue: &Catalogue) -> Option<Worth> {
     let tier = match snapshot.status {
-        Status::Trialing | Status::Active | Status::PastDue => Some(snapshot.best_item(catalogue)?.1.name.clone()),
+        Status::Trialing | Status::Active | Status::PastDue => Some(snapshot.best_item(catalogue)?.1),
         Status::Incomplete | Status::IncompleteExpired | Status::Unpaid | Status::Paused | Status::Canceled => None,
         Status::Unknown(_) => return None,
     };
-    Some(Worth { tier, at: snapshot.life_stage() })
+    let seats = tier.map_or(1, |tier| snapshot.seats(tier, catalogue));
+    Some(Worth { tier: tier.map(|tier| tier.name.clone()), seats, at: snapshot.life_stage() })
 }
 
 #[cfg(test)]

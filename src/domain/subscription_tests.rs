@@ -154,6 +154,57 @@ fn the_highest_rank_of_all_subscriptions_and_items_wins() {
     assert_eq!(tier_after(&[second, said(shown("active", &["price_pro"], 3)), gone]).as_deref(), Some("pro"));
 }
 
+/// Items by their prices and quantities.
+fn seats_for(status: &str, items: &[(&str, Option<u64>)], seconds: i64) -> Snapshot {
+    let item = |(price, quantity): &(&str, Option<u64>)| Item { quantity: *quantity, ..item(price) };
+    Snapshot { items: items.iter().map(item).collect(), ..shown(status, &[], seconds) }
+}
+
+#[test]
+fn seats_are_all_that_is_paid_for_of_the_tier_whatever_stands_last() {
+    let catalogue = catalogue("");
+    let seats = |notices: &[Notice]| told(notices, &catalogue).grant(&catalogue, at(1_000)).seats;
+    let of = |items: &[(&str, Option<u64>)]| seats(&[said(seats_for("active", items, 0))]);
+    assert_eq!(of(&[("price_pro", Some(10))]), 10);
+    assert_eq!(of(&[("price_pro", Some(10)), ("price_pro", None)]), 10, "a metered item has none");
+    assert_eq!(of(&[("price_pro", None)]), 1);
+    assert_eq!(of(&[("price_pro", Some(10)), ("price_pro", Some(5)), ("price_free", Some(100)), ("price_addon", Some(500))]), 15);
+    assert_eq!(of(&[("price_pro", Some(u64::MAX)), ("price_pro", Some(u64::MAX))]), u64::MAX);
+    let second = |status: &str, seconds: i64| Notice::Subscription {
+        subscription: "sub_2".to_owned(),
+        snapshot: seats_for(status, &[("price_pro", Some(1))], seconds),
+    };
+    let first = said(seats_for("active", &[("price_pro", Some(50))], 5));
+    for seconds in [0, 5, 9] {
+        assert_eq!(seats(&[first.clone(), second("active", seconds)]), 51, "{seconds}");
+        assert_eq!(seats(&[first.clone(), second("incomplete", seconds)]), 50, "{seconds}");
+    }
+}
+
+#[test]
+fn what_is_not_understood_keeps_its_seats_and_never_raises_them() {
+    let catalogue = catalogue("");
+    let grants = |then: Snapshot| {
+        let customer = told(&[said(seats_for("active", &[("price_pro", Some(10))], 0)), said(then)], &catalogue);
+        let grant = customer.grant(&catalogue, at(1_000));
+        (grant.tier.map(|tier| tier.name.clone()), grant.seats)
+    };
+    assert_eq!(grants(seats_for("active", &[("price_forgotten", Some(12))], 1)), (Some("pro".to_owned()), 10));
+    assert_eq!(grants(seats_for("a_status_of_2027", &[("price_pro", Some(99))], 1)), (Some("pro".to_owned()), 10));
+}
+
+#[test]
+fn of_subscriptions_that_buy_nothing_the_one_that_is_owed_shows_then_one_that_may_still_begin() {
+    let catalogue = catalogue("");
+    let of = |subscription: &str, snapshot: Snapshot| Notice::Subscription { subscription: subscription.to_owned(), snapshot };
+    let unpaid = of("sub_1", shown("unpaid", &["price_pro"], 0));
+    let expired = of("sub_2", shown("incomplete_expired", &["price_pro"], 5));
+    let customer = told(&[unpaid, expired.clone()], &catalogue);
+    assert_eq!(customer.grant(&catalogue, at(1_000)).owed.map(|tier| tier.name.as_str()), Some("pro"));
+    let paused = of("sub_1", shown("paused", &["price_pro"], 0));
+    assert_eq!(told(&[paused, expired], &catalogue).grant(&catalogue, at(1_000)).status, Some(Status::Paused));
+}
+
 #[test]
 fn a_price_is_asked_by_id_then_lookup_key_then_metadata_then_product() {
     let catalogue = catalogue("");
