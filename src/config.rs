@@ -84,12 +84,14 @@ pub struct StripeConfig {
     pub api_key: Option<ApiKey>,
     /// Without a slash at its end.
     pub api_base: String,
-    /// `None`: four fifths of what Stripe takes.
+    /// `None`: what leaves room for others under Stripe's limits.
     pub calls_per_second: Option<u32>,
     /// How long one question may take; not a setting.
     pub patience: Patience,
-    /// How often everything is compared with Stripe; `None` is never.
+    /// How often everything is compared with Stripe; `None` is at a start and on demand only.
     pub reconcile_every: Option<TimeDelta>,
+    /// Whether this process compares by itself; not a setting. Tests take each step by hand.
+    pub compares: bool,
 }
 
 impl Default for StripeConfig {
@@ -100,6 +102,7 @@ impl Default for StripeConfig {
             calls_per_second: None,
             patience: Patience::BACKGROUND,
             reconcile_every: Some(RECONCILE_EVERY),
+            compares: true,
         }
     }
 }

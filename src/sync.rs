@@ -37,8 +37,8 @@ pub struct Accepted {
     pub duplicate: bool,
     /// Whose record changed: what memory holds of them is stale.
     pub touched: Touched,
-    /// Whether Stripe is to be asked now.
-    pub nudged: bool,
+    /// Whether all should be compared with Stripe: a price has other names now.
+    pub renamed: bool,
 }
 
 /// Puts the event into the inbox and applies it, or asks for its customer to be asked about, in one transaction. `Ok` means that it is
@@ -58,7 +58,7 @@ pub async fn accept(
     let arrival = Arrival { event_id: &event.id, kind: &event.kind, customer, received_at: now, body };
     if !inbox::accept(tx.connection()?, arrival).await? {
         tx.commit().await?;
-        return Ok(Accepted { duplicate: true, touched: Touched::default(), nudged: false });
+        return Ok(Accepted { duplicate: true, touched: Touched::default(), renamed: false });
     }
     let done = apply(tx.connection()?, catalogue, rules, event, now).await?;
     inbox::settle(tx.connection()?, &event.id, &done.effect, done.nudge, now).await?;
@@ -104,15 +104,16 @@ struct Done {
     touched: Touched,
     /// Under which number its customer is asked about.
     nudge: Option<Ticket>,
+    renamed: bool,
 }
 
 impl Done {
     fn noted(effect: Effect) -> Self {
-        Self { effect, touched: Touched::default(), nudge: None }
+        Self { effect, touched: Touched::default(), nudge: None, renamed: false }
     }
 
     fn accepted(self) -> Accepted {
-        Accepted { duplicate: false, touched: self.touched, nudged: self.nudge.is_some() }
+        Accepted { duplicate: false, touched: self.touched, renamed: self.renamed }
     }
 }
 
@@ -130,9 +131,15 @@ async fn apply(db: &mut Connection, catalogue: &Catalogue, rules: &Rules, event:
         Content::Notice { customer, notice } => (Some(customer), Some(notice)),
         Content::Mapping { customer } => (Some(customer), None),
         Content::Nudge { customer } => (customer.as_ref(), None),
-        Content::Catalogue => {
-            let effect = plain(EventState::Noted, "A price or product changed at Stripe; tiers.yaml says what it buys.");
-            return Ok(Done::noted(effect));
+        Content::Catalogue { renamed } => {
+            let sentence = match (*renamed, rules.asks) {
+                (false, _) => "A price or product changed at Stripe; tiers.yaml says what it buys.",
+                (true, true) => "A price has other names at Stripe; everything is compared.",
+                (true, false) => {
+                    "A price has other names at Stripe; who has it is mapped by them from the next event of his subscription on."
+                }
+            };
+            return Ok(Done { renamed: *renamed && rules.asks, ..Done::noted(plain(EventState::Noted, sentence)) });
         }
         Content::Alert => {
             let detail = format!("{}: money went back or is disputed; no tier changes by itself", event.kind);
@@ -152,7 +159,7 @@ async fn apply(db: &mut Connection, catalogue: &Catalogue, rules: &Rules, event:
         if let Some(subject) = customer.cloned().map(Subject::Customer).or_else(subscription) {
             let nudge = requests::raise(db, &subject, now).await?;
             let effect = plain(EventState::Queued, "Stripe is asked about it.");
-            return Ok(Done { effect, touched: Touched::default(), nudge: Some(nudge) });
+            return Ok(Done { nudge: Some(nudge), ..Done::noted(effect) });
         }
         return Ok(Done::noted(plain(EventState::Noted, "It names nobody about whom Stripe could be asked.")));
     }
@@ -162,7 +169,7 @@ async fn apply(db: &mut Connection, catalogue: &Catalogue, rules: &Rules, event:
         }
         (_, Some(customer)) => {
             let (effect, touched) = shown::apply(db, catalogue, event, customer, notice, now).await?;
-            Ok(Done { effect, touched, nudge: None })
+            Ok(Done { touched, ..Done::noted(effect) })
         }
     }
 }

@@ -98,7 +98,14 @@ impl Upgrades {
         // a session could buy the same twice.
         let mut slot = slot.lock().await;
         let client = self.asker.client.with(Patience::INTERACTIVE);
-        let customer = self.customer(&client, &claim.user, now).await?;
+        let customer = match self.customer(&client, &claim.user, now).await {
+            // Perhaps the key is another account's, or of the other mode.
+            Err(UpgradeError::Stripe(error)) if error.is_final() => {
+                warn!("Stripe has no customer for a user who wants more: {error}");
+                return Ok(Destination::Plans);
+            }
+            customer => customer?,
+        };
         let way = way(&client.subscriptions_of(&customer, now).await?, catalogue, target);
         if let Some(url) = slot.known(&claim.target, &customer, &way, now) {
             return Ok(Destination::Stripe(url));
@@ -108,7 +115,7 @@ impl Upgrades {
         let visit = Visit { client: &client, customer: &customer, user: &claim.user, target, back, ours: &ours, now };
         let made = match visit.session(&way).await {
             // What the portal does not let him change he may change by hand.
-            Err(error) if is_final(&error) && matches!(way, Way::Change { .. } | Way::Pay { .. }) => {
+            Err(error) if error.is_final() && matches!(way, Way::Change { .. } | Way::Pay { .. }) => {
                 warn!(%customer, "the portal does not do what was asked, so {customer} is sent to its home: {error}");
                 visit.portal(PortalFlow::Home).await.map(Some)
             }
@@ -121,7 +128,7 @@ impl Upgrades {
                 Ok(Destination::Stripe(url))
             }
             Ok(None) => Ok(Destination::Plans),
-            Err(error) if is_final(&error) => {
+            Err(error) if error.is_final() => {
                 warn!(%customer, "Stripe has no page for {customer}: {error}");
                 Ok(Destination::Plans)
             }
@@ -207,14 +214,6 @@ impl Upgrades {
         (self.asker.tell)(if done.is_ok() { &touched } else { &Touched::Many });
         done?;
         Ok(made)
-    }
-}
-
-/// Asking again would not help.
-fn is_final(error: &StripeError) -> bool {
-    match error {
-        StripeError::NotFound | StripeError::Refused { .. } | StripeError::WrongMode | StripeError::Unreadable(_) => true,
-        StripeError::Unreachable(_) => false,
     }
 }
 

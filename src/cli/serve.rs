@@ -107,8 +107,8 @@ impl Server {
         if let Some(asker) = asker.clone() {
             background.spawn(asker.run());
         }
-        if let Some((reconciler, every)) = reconciler.clone().zip(config.stripe.reconcile_every) {
-            background.spawn(reconciler.run(every));
+        if let Some(reconciler) = reconciler.clone().filter(|_| config.stripe.compares) {
+            background.spawn(reconciler.run(config.stripe.reconcile_every));
         }
         let public_url = config.public_url.clone().unwrap_or_else(|| url(config, &address));
         let upgrades = match asker.clone() {

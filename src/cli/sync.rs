@@ -12,7 +12,7 @@ use super::serve::lock;
 use super::{Machine, open_store, read_catalogue, say, stripe};
 use crate::current::Current;
 use crate::meter::Clock;
-use crate::store::reconciliation::{Drift, Phase};
+use crate::store::reconciliation::{Drift, Fault, Phase};
 use crate::store::{StoreError, accounts, copy};
 use crate::sync::Rules;
 use crate::sync::asking::Asker;
@@ -105,10 +105,16 @@ async fn all(asker: &Arc<Asker>, rules: Rules, mode: Mode, holder: String) -> an
     if i64::try_from(told).is_ok_and(|told| told < run.drifted) {
         say(format_args!("… and {} more", run.drifted - i64::try_from(told).unwrap_or_default()));
     }
+    for Fault { phase, what } in &run.faults {
+        say(format_args!("Stripe's list of {} could not be read to its end: {what}", phase.name()));
+    }
+    if run.unread != 0 {
+        say(format_args!("{} objects of Stripe's lists could not be read", run.unread));
+    }
     let done = if mode == Mode::Mend { "mended" } else { "nothing was changed" };
     let (checked, drifted, missed) = (run.checked, run.drifted, run.missed_events);
     say(format_args!("{checked} compared, {drifted} differed, {missed} events had not come; {done}"));
-    Ok(ExitCode::SUCCESS)
+    Ok(if run.faults.is_empty() && run.unread == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// What a customer pays for, as far as we know.

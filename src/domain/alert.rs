@@ -14,6 +14,8 @@ pub enum AlertKind {
     DeadLetter,
     /// A customer pays for a price that no tier names.
     UnmappedPrice,
+    /// A customer names a user who is bound to another one: perhaps somebody pays and has nothing of it.
+    BindingConflict,
     /// The record was not what Stripe says.
     Drift,
     /// A model was asked for that has no price.
@@ -25,14 +27,23 @@ pub enum AlertKind {
 }
 
 impl AlertKind {
-    pub const ALL: [Self; 7] =
-        [Self::BudgetThreshold, Self::DeadLetter, Self::UnmappedPrice, Self::Drift, Self::UnpricedModel, Self::RuleFailed, Self::Test];
+    pub const ALL: [Self; 8] = [
+        Self::BudgetThreshold,
+        Self::DeadLetter,
+        Self::UnmappedPrice,
+        Self::BindingConflict,
+        Self::Drift,
+        Self::UnpricedModel,
+        Self::RuleFailed,
+        Self::Test,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::BudgetThreshold => "budget_threshold",
             Self::DeadLetter => "dead_letter",
             Self::UnmappedPrice => "unmapped_price",
+            Self::BindingConflict => "binding_conflict",
             Self::Drift => "drift",
             Self::UnpricedModel => "unpriced_model",
             Self::RuleFailed => "rule_failed",
@@ -50,6 +61,7 @@ impl AlertKind {
             Self::BudgetThreshold => "budget.threshold",
             Self::DeadLetter => "stripe.dead_letter",
             Self::UnmappedPrice => "stripe.unmapped_price",
+            Self::BindingConflict => "stripe.binding_conflict",
             Self::Drift => "stripe.drift",
             Self::UnpricedModel => "model.unpriced",
             Self::RuleFailed => "rule.failed",

@@ -13,7 +13,7 @@ use super::auth::{Bearer, Scope, require};
 use super::body::{NoParams, Params};
 use super::error::{ErrorCode, Problem};
 use super::view::Moment;
-use crate::store::reconciliation::{self, Drift, Phase, Run};
+use crate::store::reconciliation::{self, Drift, Fault, Phase, Run};
 
 #[derive(Debug, Serialize, ToSchema)]
 struct RunView {
@@ -25,6 +25,9 @@ struct RunView {
     drifted: i64,
     missed_events: i64,
     drift: Vec<Drift>,
+    /// What Stripe's lists did not show.
+    faults: Vec<Fault>,
+    unread: i64,
 }
 
 impl From<Run> for RunView {
@@ -38,6 +41,8 @@ impl From<Run> for RunView {
             drifted: run.drifted,
             missed_events: run.missed_events,
             drift: run.drift,
+            faults: run.faults,
+            unread: run.unread,
         }
     }
 }

@@ -67,6 +67,9 @@ async fn take(app: &Arc<App>, headers: &HeaderMap, body: Body) -> Result<Json<Re
     let duplicate = app.change(async move {
         let catalogue = done.catalogue.load_full();
         let accepted = sync::accept(&done.store, &catalogue, &done.rules, &event, &body, now).await?;
+        if let Some(reconciler) = done.reconciler.as_ref().filter(|_| accepted.renamed) {
+            reconciler.want();
+        }
         Ok((accepted.duplicate, accepted.touched))
     });
     Ok(Json(Received { received: true, duplicate: duplicate.await? }))

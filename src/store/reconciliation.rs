@@ -52,6 +52,14 @@ pub struct Drift {
     pub what: String,
 }
 
+/// A list of Stripe's that could not be read to its end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fault {
+    pub phase: Phase,
+    /// Why, in Stripe's words where they are its.
+    pub what: String,
+}
+
 /// One comparison.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Run {
@@ -70,22 +78,33 @@ pub struct Run {
     pub missed_events: i64,
     /// The first of those that differed.
     pub drift: Vec<Drift>,
+    /// What was left out.
+    pub faults: Vec<Fault>,
+    /// Objects of Stripe's lists that could not be read.
+    pub unread: i64,
 }
 
-const LAST: &str =
-    "SELECT run, phase, place, events_since, started_at, finished_at, checked, drifted, missed_events, drift FROM reconciliation";
-const SAVE: &str = "INSERT INTO reconciliation (\"only\", run, phase, place, events_since, started_at, finished_at, checked, drifted, missed_events, drift) \
-     VALUES (1, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (\"only\") DO UPDATE SET run = excluded.run, phase = excluded.phase, \
+impl Run {
+    /// Whether a phase was left before its end.
+    pub fn left_out(&self, phase: Phase) -> bool {
+        self.faults.iter().any(|fault| fault.phase == phase)
+    }
+}
+
+const LAST: &str = "SELECT run, phase, place, events_since, started_at, finished_at, checked, drifted, missed_events, drift, faults, unread FROM reconciliation";
+const SAVE: &str = "INSERT INTO reconciliation (\"only\", run, phase, place, events_since, started_at, finished_at, checked, drifted, missed_events, drift, faults, unread) \
+     VALUES (1, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) ON CONFLICT (\"only\") DO UPDATE SET run = excluded.run, phase = excluded.phase, \
      place = excluded.place, events_since = excluded.events_since, started_at = excluded.started_at, finished_at = excluded.finished_at, \
-     checked = excluded.checked, drifted = excluded.drifted, missed_events = excluded.missed_events, drift = excluded.drift";
+     checked = excluded.checked, drifted = excluded.drifted, missed_events = excluded.missed_events, drift = excluded.drift, \
+     faults = excluded.faults, unread = excluded.unread";
 const MEET: &str = "UPDATE customers SET reconciled_in = $2 WHERE customer = $1";
-const NOT_MET: &str =
-    "SELECT customer, account_id, user_id, state FROM customers WHERE reconciled_in <> $1 AND $2 < customer ORDER BY customer LIMIT $3";
+const NOT_MET: &str = "SELECT customer, account_id, user_id, state FROM customers \
+     WHERE reconciled_in <> $1 AND updated_at < $2 AND $3 < customer ORDER BY customer LIMIT $4";
 
 /// The last one, finished or not.
 pub async fn last(db: &mut Connection) -> Result<Option<Run>, StoreError> {
     let Some(row) = db.query(LAST).fetch_optional().await? else { return Ok(None) };
-    let (phase, drift): (String, String) = (row.try_get("phase")?, row.try_get("drift")?);
+    let (phase, drift, faults): (String, String, String) = (row.try_get("phase")?, row.try_get("drift")?, row.try_get("faults")?);
     let time = |name: &str| row.try_get::<Option<i64>>(name)?.map(from_micros).transpose();
     Ok(Some(Run {
         number: row.try_get("run")?,
@@ -98,14 +117,17 @@ pub async fn last(db: &mut Connection) -> Result<Option<Run>, StoreError> {
         drifted: row.try_get("drifted")?,
         missed_events: row.try_get("missed_events")?,
         drift: serde_json::from_str(&drift).map_err(|error| corrupt(&error.to_string()))?,
+        faults: serde_json::from_str(&faults).map_err(|error| corrupt(&error.to_string()))?,
+        unread: row.try_get("unread")?,
     }))
 }
 
 pub async fn save(db: &mut Connection, run: &Run) -> Result<(), StoreError> {
     let drift = serde_json::to_string(&run.drift).map_err(|error| corrupt(&error.to_string()))?;
+    let faults = serde_json::to_string(&run.faults).map_err(|error| corrupt(&error.to_string()))?;
     let query = db.query(SAVE).bind(run.number).bind(run.phase.name()).bind(&run.place).bind(run.events_since.map(micros));
     let query = query.bind(micros(run.started_at)).bind(run.finished_at.map(micros)).bind(run.checked).bind(run.drifted);
-    query.bind(run.missed_events).bind(drift).execute().await?;
+    query.bind(run.missed_events).bind(drift).bind(faults).bind(run.unread).execute().await?;
     Ok(())
 }
 
@@ -115,8 +137,9 @@ pub async fn meet(db: &mut Connection, customer: &str, run: i64) -> Result<(), S
     Ok(())
 }
 
-/// Customers of ours after `after`, in the order of their ids, whom the run has not met.
-pub async fn not_met(db: &mut Connection, run: i64, after: &str, limit: i64) -> Result<Vec<(String, StoredCustomer)>, StoreError> {
-    let rows = db.query(NOT_MET).bind(run).bind(after).bind(limit).fetch_all().await?;
+/// Customers of ours after `after`, in the order of their ids, whom the run has not met. What was written since it began may be younger than
+/// the page where they would have been.
+pub async fn not_met(db: &mut Connection, run: &Run, after: &str, limit: i64) -> Result<Vec<(String, StoredCustomer)>, StoreError> {
+    let rows = db.query(NOT_MET).bind(run.number).bind(micros(run.started_at)).bind(after).bind(limit).fetch_all().await?;
     rows.iter().map(|row| Ok((row.try_get("customer")?, read_customer(row)?))).collect()
 }

@@ -51,6 +51,8 @@ pub struct Client {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page<T> {
     pub items: Vec<T>,
+    /// Objects of the page that could not be read, and are not among the items.
+    pub unread: usize,
     /// What to give as `after` for the next page; `None` is the end.
     pub next: Option<String>,
 }
@@ -105,7 +107,7 @@ impl Client {
         let items = data.into_iter().map(|item| object(Ok(item))).collect::<Result<Vec<_>, _>>()?;
         items.iter().try_for_each(|item| self.check_mode(item))?;
         let next = next_after(flag(&list, "has_more"), items.last())?;
-        Ok(Page { items, next })
+        Ok(Page { items, unread: 0, next })
     }
 
     /// All pages of a list, from `first` on. `call` asks for what comes after an object.

@@ -62,8 +62,11 @@ pub enum Content {
     Nudge {
         customer: Option<String>,
     },
-    /// Prices or products changed; the catalogue is the operator's, so nothing follows by itself.
-    Catalogue,
+    /// Prices or products changed.
+    Catalogue {
+        /// A price has other names than before, by which a tier may be sold: whoever has it may have another tier.
+        renamed: bool,
+    },
     /// Money went back, or is disputed.
     Alert,
     /// Of a kind that we act on, but what it needs is not in it.
@@ -83,14 +86,18 @@ impl Event {
         };
         let id = envelope.get("id").and_then(id).ok_or(NotAnEvent("`id` is missing, or is not an id of up to 255 bytes"))?;
         let kind = text(envelope, "type").ok_or(NotAnEvent("`type` is missing"))?;
-        let object = match envelope.get("data") {
-            Some(Value::Object(data)) => data.get("object").ok_or(NotAnEvent("`data.object` is missing"))?,
-            _ if thin => &Value::Null,
+        let nothing = Map::new();
+        let (object, before) = match envelope.get("data") {
+            Some(Value::Object(data)) => {
+                let object = data.get("object").ok_or(NotAnEvent("`data.object` is missing"))?;
+                (object, data.get("previous_attributes").and_then(Value::as_object).unwrap_or(&nothing))
+            }
+            _ if thin => (&Value::Null, &nothing),
             _ => return Err(NotAnEvent("`data` is missing")),
         };
         let created = envelope.get("created").and_then(|created| time(created).or_else(|| created.as_str()?.parse().ok()));
         let created = created.unwrap_or(received_at);
-        let (facts, content) = if thin { read_thin(envelope) } else { read_object(&kind, object, created)? };
+        let (facts, content) = if thin { read_thin(envelope) } else { read_object(&kind, object, before, created)? };
         Ok(Self {
             livemode: envelope.get("livemode").and_then(Value::as_bool).unwrap_or(false),
             account: text(envelope, "account"),
@@ -153,7 +160,11 @@ fn family(kind: &str) -> Family {
     }
 }
 
-fn read_object(kind: &str, object: &Value, said_at: DateTime<Utc>) -> Result<(Facts, Content), NotAnEvent> {
+/// What a price is known by, beside its id.
+const NAMES: [&str; 2] = ["lookup_key", "metadata"];
+
+/// `before` is what `object` had in the place of what changed.
+fn read_object(kind: &str, object: &Value, before: &Map<String, Value>, said_at: DateTime<Utc>) -> Result<(Facts, Content), NotAnEvent> {
     let family = family(kind);
     let Some(object) = object.as_object() else {
         if family == Family::Other {
@@ -214,7 +225,7 @@ fn read_object(kind: &str, object: &Value, said_at: DateTime<Utc>) -> Result<(Fa
             facts.subscription = reference(object, "subscription")?.or(reference(object, "released_subscription")?);
             Content::Nudge { customer: facts.customer.clone() }
         }
-        Family::Catalogue => Content::Catalogue,
+        Family::Catalogue => Content::Catalogue { renamed: kind == "price.updated" && NAMES.iter().any(|name| before.contains_key(*name)) },
         Family::Alert => Content::Alert,
         Family::Other => Content::Ignored,
     };

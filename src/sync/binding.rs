@@ -4,7 +4,7 @@ use std::fmt;
 
 use chrono::{DateTime, Utc};
 
-use super::alert;
+use super::{alert, telling};
 use crate::domain::user::{AccountId, UserId};
 use crate::store::accounts::{self, StoredCustomer};
 use crate::store::inbox::Alert;
@@ -137,15 +137,34 @@ pub(super) async fn bound(
     if let Some(user) = &before.user_id {
         if *user != hint {
             let detail = format!("customer {customer} is bound to user {user}, but its metadata names {hint}; the binding stays");
+            telling::conflict(db, customer, &hint, &detail, now).await?;
             alerts.push(alert("binding_conflict", detail));
         }
         return Ok(Some(user.clone()));
     }
-    if let Some(other) = accounts::customer_of(db, &hint).await? {
+    if let Some(other) = rival(db, &hint).await? {
         let detail = format!("customer {customer} names user {hint}, who is bound to customer {other}; the binding stays");
+        telling::conflict(db, customer, &hint, &detail, now).await?;
         alerts.push(alert("binding_conflict", detail));
         return Ok(None);
     }
     accounts::meet(db, &hint, now).await?;
+    // Whom he had before was deleted.
+    accounts::release_customer(db, &hint).await?;
     Ok(Some(hint))
+}
+
+/// The customer who keeps a user from another one. One that Stripe deleted never comes back, and keeps nobody.
+async fn rival(db: &mut Connection, user: &UserId) -> Result<Option<String>, StoreError> {
+    let Some(other) = accounts::customer_of(db, user).await? else { return Ok(None) };
+    let is_deleted = accounts::customer(db, &other).await?.is_some_and(|other| other.state.is_deleted());
+    Ok(Some(other).filter(|_| !is_deleted))
+}
+
+/// Whether a customer who is bound to nobody would be bound by what its metadata say.
+pub(super) async fn may_bind(db: &mut Connection, hint: Option<&str>) -> Result<bool, StoreError> {
+    match hint.map(UserId::parse) {
+        Some(Ok(user)) => Ok(rival(db, &user).await?.is_none()),
+        Some(Err(_)) | None => Ok(false),
+    }
 }

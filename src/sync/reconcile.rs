@@ -12,10 +12,10 @@ use tokio::sync::Notify;
 use tracing::{info, warn};
 
 use super::asking::{AskError, Asker};
-use super::binding::owner;
+use super::binding::{may_bind, owner};
 use super::{Rules, accept, telling};
 use crate::domain::subscription::Snapshot;
-use crate::store::reconciliation::{self, Drift, Phase, Run};
+use crate::store::reconciliation::{self, Drift, Fault, Phase, Run};
 use crate::store::requests::{self, Subject};
 use crate::store::{Backend, Connection, StoreError, accounts, inbox, leases};
 use crate::stripe::client::{Page, RemoteCustomer, RemoteSubscription, StripeError};
@@ -28,6 +28,8 @@ const TOLD_MAX: usize = 1000;
 const OURS_AT_ONCE: i64 = 500;
 /// How far before the run before events are looked for: those of its last moments may not have been listed yet.
 const OVERLAP: TimeDelta = TimeDelta::hours(1);
+/// An event that is younger may be on its way: it is taken, and is not counted as one that did not come.
+const ON_ITS_WAY: TimeDelta = TimeDelta::minutes(5);
 /// Whoever holds it compares.
 const LEASE: &str = "reconciliation";
 /// A page takes less; who has not saved one in so long has stopped.
@@ -101,10 +103,11 @@ impl Reconciler {
         self.wanted.notify_one();
     }
 
-    /// Compares at once, unless another node has just begun to; then as often as `every`; until it is dropped.
-    pub async fn run(self: Arc<Self>, every: TimeDelta) {
+    /// Compares at once, unless another node has just begun to; then as often as `every`, or when it is wanted; until it is dropped.
+    pub async fn run(self: Arc<Self>, every: Option<TimeDelta>) {
         // Nobody else compares for a process that has its own file.
-        let (mut wanted, mut due_after) = (matches!(self.asker.store.backend(), Backend::Sqlite(_)), every.min(AT_START));
+        let mut wanted = matches!(self.asker.store.backend(), Backend::Sqlite(_));
+        let mut due_after = Some(every.map_or(AT_START, |every| every.min(AT_START)));
         loop {
             match self.due(due_after, wanted).await {
                 Ok(true) => match self.once().await {
@@ -130,10 +133,11 @@ impl Reconciler {
         }
     }
 
-    async fn due(&self, every: TimeDelta, wanted: bool) -> Result<bool, StoreError> {
+    async fn due(&self, every: Option<TimeDelta>, wanted: bool) -> Result<bool, StoreError> {
         let last = reconciliation::last(&mut self.asker.store.reader().await?).await?;
         let now = (self.asker.clock)();
-        Ok(wanted || last.is_none_or(|run| run.finished_at.is_none() || run.started_at + every <= now))
+        let is_old = |run: &Run| every.is_some_and(|every| run.started_at + every <= now);
+        Ok(wanted || last.is_none_or(|run| run.finished_at.is_none() || is_old(&run)))
     }
 
     /// One whole run, from where the last one stopped.
@@ -169,13 +173,15 @@ impl Reconciler {
                 number: last.as_ref().map_or(0, |run| run.number) + 1,
                 phase: Phase::Subscriptions,
                 place: None,
-                events_since: last.map(|run| run.started_at - OVERLAP),
+                events_since: last.map(|run| events_since(&run)),
                 started_at: now,
                 finished_at: None,
                 checked: 0,
                 drifted: 0,
                 missed_events: 0,
                 drift: Vec::new(),
+                faults: Vec::new(),
+                unread: 0,
             },
         };
         Ok(Comparison { run, mode, met: HashSet::new(), differing: HashSet::new() })
@@ -187,8 +193,33 @@ impl Reconciler {
         if leases::take(db, LEASE, &self.holder, now, now + LEASE_LASTS).await? { Ok(()) } else { Err(CompareError::Elsewhere) }
     }
 
-    /// One page.
+    /// One page; or the end of a phase of which Stripe does not show more.
     pub async fn step(&self, comparison: &mut Comparison) -> Result<(), CompareError> {
+        let done = match self.page(comparison).await {
+            Err(CompareError::Ask(AskError::Stripe(error))) if error.is_final() => self.leave(comparison, &error).await,
+            done => done,
+        };
+        self.asker.wake();
+        done
+    }
+
+    /// What asking again would not change: the place where it stopped may be gone, else the phase goes on without the rest.
+    async fn leave(&self, comparison: &mut Comparison, error: &StripeError) -> Result<(), CompareError> {
+        let (now, run) = ((self.asker.clock)(), &mut comparison.run);
+        let phase = run.phase.name();
+        if error.is_missing() && run.place.take().is_some() {
+            warn!(phase, "where the comparison with Stripe stopped is gone, so its list of {phase} is read from the beginning: {error}");
+        } else {
+            warn!(phase, "the comparison with Stripe goes on without the rest of its list of {phase}: {error}");
+            run.faults.push(Fault { phase: run.phase, what: error.to_string() });
+            comparison.go_on(None, now);
+        }
+        let mut tx = self.asker.store.begin().await?;
+        self.save(comparison, tx.connection()?).await?;
+        Ok(tx.commit().await?)
+    }
+
+    async fn page(&self, comparison: &mut Comparison) -> Result<(), CompareError> {
         let now = (self.asker.clock)();
         let place = comparison.run.place.clone();
         match comparison.run.phase {
@@ -204,7 +235,6 @@ impl Reconciler {
             Phase::Events => self.events(comparison, now).await?,
             Phase::Done => {}
         }
-        self.asker.wake();
         Ok(())
     }
 
@@ -220,14 +250,14 @@ impl Reconciler {
         for shown in &page.items {
             let known = accounts::customer(db, &shown.customer).await?;
             let agrees = known.as_ref().is_some_and(|known| known.state.agrees(&shown.id, &shown.snapshot));
-            let unbound = known.as_ref().is_none_or(|known| owner(known).is_none()) && shown.user_hint.is_some();
+            let unbound = known.as_ref().is_none_or(|known| owner(known).is_none()) && may_bind(db, shown.user_hint.as_deref()).await?;
             comparison.meet(db, &shown.customer).await?;
             if (!agrees || unbound) && asked.insert(shown.customer.clone()) {
                 let what = format!("subscription {}: Stripe says {}", shown.id, summary(&shown.snapshot));
                 comparison.differs(db, &shown.customer, what, now).await?;
             }
         }
-        comparison.run.checked += i64::try_from(page.items.len()).unwrap_or_default();
+        comparison.count(&page);
         comparison.go_on(page.next, now);
         self.save(comparison, db).await?;
         Ok(tx.commit().await?)
@@ -239,12 +269,15 @@ impl Reconciler {
         for shown in &page.items {
             let known = accounts::customer(db, &shown.id).await?;
             comparison.meet(db, &shown.id).await?;
-            let bound = known.is_some_and(|known| owner(&known).is_some());
-            if let Some(user) = shown.user_hint.as_ref().filter(|_| !bound) {
+            let unbound = known.is_none_or(|known| owner(&known).is_none());
+            if let Some(user) = &shown.user_hint
+                && unbound
+                && may_bind(db, Some(user)).await?
+            {
                 comparison.differs(db, &shown.id, format!("its metadata name user {user}, and it was bound to nobody"), now).await?;
             }
         }
-        comparison.run.checked += i64::try_from(page.items.len()).unwrap_or_default();
+        comparison.count(&page);
         comparison.go_on(page.next, now);
         self.save(comparison, db).await?;
         Ok(tx.commit().await?)
@@ -263,12 +296,15 @@ impl Reconciler {
         }
     }
 
-    /// Those with a running subscription that none of Stripe's lists had.
+    /// Those with a running subscription that none of Stripe's lists had. Of a list that was not read to its end nothing follows.
     async fn ours(&self, comparison: &mut Comparison, now: DateTime<Utc>) -> Result<(), CompareError> {
         let mut tx = self.asker.store.begin().await?;
         let db = tx.connection()?;
         let after = comparison.run.place.clone().unwrap_or_default();
-        let found = reconciliation::not_met(db, comparison.run.number, &after, OURS_AT_ONCE).await?;
+        let found = match comparison.run.left_out(Phase::Subscriptions) {
+            true => Vec::new(),
+            false => reconciliation::not_met(db, &comparison.run, &after, OURS_AT_ONCE).await?,
+        };
         let full = i64::try_from(found.len()).is_ok_and(|count| OURS_AT_ONCE <= count);
         let next = found.last().filter(|_| full).map(|(customer, _)| customer.clone());
         for (customer, known) in &found {
@@ -295,7 +331,8 @@ impl Reconciler {
                 let known = inbox::known(&mut self.asker.store.reader().await?, &ids).await?;
                 // The oldest first, as they happened.
                 for (event, raw) in ours.iter().rev().filter(|(event, _)| !known.contains(&event.id)) {
-                    comparison.run.missed_events += 1;
+                    // One of this moment is on its way.
+                    comparison.run.missed_events += i64::from(event.created + ON_ITS_WAY <= now);
                     if comparison.mode == Mode::Mend {
                         accept(&self.asker.store, &catalogue, &self.rules, event, raw.get().as_bytes(), now).await?;
                     }
@@ -311,7 +348,19 @@ impl Reconciler {
     }
 }
 
+/// From where the run after this one looks for events.
+fn events_since(run: &Run) -> DateTime<Utc> {
+    let begun = run.started_at - OVERLAP;
+    if run.left_out(Phase::Events) { run.events_since.unwrap_or(begun) } else { begun }
+}
+
 impl Comparison {
+    fn count<T>(&mut self, page: &Page<T>) {
+        let count = |objects: usize| i64::try_from(objects).unwrap_or_default();
+        self.run.checked += count(page.items.len());
+        self.run.unread += count(page.unread);
+    }
+
     async fn meet(&mut self, db: &mut Connection, customer: &str) -> Result<(), StoreError> {
         match self.mode {
             Mode::Mend => reconciliation::meet(db, customer, self.run.number).await,

@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::domain::alert::{Alert, AlertKind};
 use crate::domain::subscription::Doubt;
 use crate::domain::user::UserId;
-use crate::store::reconciliation::Run;
+use crate::store::reconciliation::{Fault, Run};
 use crate::store::requests::Ticket;
 use crate::store::{Connection, StoreError, outbox};
 use crate::stripe::event::Event;
@@ -46,6 +46,25 @@ pub(super) async fn unmapped(db: &mut Connection, whose: Whose<'_>, doubts: &[Do
     Ok(())
 }
 
+/// A customer who names a user that is another's, once a day.
+pub(super) async fn conflict(
+    db: &mut Connection,
+    customer: &str,
+    user: &UserId,
+    message: &str,
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    let alert = Alert {
+        kind: AlertKind::BindingConflict,
+        key: format!("{} {customer} {user}", now.date_naive()),
+        user_id: Some(user.clone()),
+        message: message.to_owned(),
+        details: json!({"customer": customer, "user_id": user}).to_string(),
+        at: now,
+    };
+    outbox::raise(db, &[alert]).await
+}
+
 /// Somebody about whom Stripe was asked in vain. Each time that it is given up is told.
 pub(super) async fn given_up(
     db: &mut Connection,
@@ -76,19 +95,31 @@ pub(super) async fn unreadable(db: &mut Connection, event: &Event, why: &str, no
 
 /// What a comparison found, all of it at once: `GET /v1/reconciliation` has the names.
 pub(super) async fn drift(db: &mut Connection, run: &Run, now: DateTime<Utc>) -> Result<(), StoreError> {
-    let Run { number, checked, drifted, missed_events, .. } = run;
-    if *drifted == 0 && *missed_events == 0 {
+    let Run { number, checked, drifted, missed_events, faults, unread, .. } = run;
+    let mut found: Vec<String> = Vec::new();
+    if (*drifted, *missed_events) != (0, 0) {
+        found.push(format!(
+            "found {drifted} customers who differed and {missed_events} events that had not come, and Stripe is asked about them"
+        ));
+    }
+    for Fault { phase, what } in faults {
+        found.push(format!("could not read all of Stripe's list of {}: {what}", phase.name()));
+    }
+    if *unread != 0 {
+        found.push(format!("could not read {unread} objects of Stripe's lists"));
+    }
+    if found.is_empty() {
         return Ok(());
     }
+    let details = json!({
+        "run": number, "checked": checked, "drifted": drifted, "missed_events": missed_events, "faults": faults, "unread": unread,
+    });
     let alert = Alert {
         kind: AlertKind::Drift,
         key: format!("run {number}"),
         user_id: None,
-        message: format!(
-            "The comparison with Stripe found {drifted} customers who differed and {missed_events} events that had not come, and Stripe is asked about them; \
-             GET /v1/reconciliation names them."
-        ),
-        details: json!({"run": number, "checked": checked, "drifted": drifted, "missed_events": missed_events}).to_string(),
+        message: format!("The comparison with Stripe {}; GET /v1/reconciliation has more.", found.join("; it ")),
+        details: details.to_string(),
         at: now,
     };
     outbox::raise(db, &[alert]).await

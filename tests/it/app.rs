@@ -161,7 +161,12 @@ impl TestApp {
             tiers_file: None,
             prices_file: None,
             webhook_secrets: vec![Secret::new(WEBHOOK_SECRET).unwrap()],
-            stripe: StripeConfig { api_base: "https://stripe.invalid".to_owned(), reconcile_every: None, ..StripeConfig::default() },
+            stripe: StripeConfig {
+                api_base: "https://stripe.invalid".to_owned(),
+                reconcile_every: None,
+                compares: false,
+                ..StripeConfig::default()
+            },
             retention_days: None,
             max_staleness: TimeDelta::zero(),
             // A machine that is busy with tests is not down.

@@ -61,7 +61,13 @@ impl Story {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let api_base = format!("http://{}", listener.local_addr().unwrap());
         let app = TestApp::start(database, TIERS, |mut config| {
-            let stripe = StripeConfig { api_base: api_base.clone(), patience: QUICK, reconcile_every: None, ..StripeConfig::default() };
+            let stripe = StripeConfig {
+                api_base: api_base.clone(),
+                patience: QUICK,
+                reconcile_every: None,
+                compares: false,
+                ..StripeConfig::default()
+            };
             config.stripe = StripeConfig { api_key: ApiKey::parse(KEY).ok(), calls_per_second: Some(NO_PACE), ..stripe };
             config
         })

@@ -45,6 +45,7 @@ mod postgres;
 mod pricing;
 mod raw;
 mod reconcile;
+mod reconcile_edges;
 mod recorded_events;
 mod reload;
 mod retention;

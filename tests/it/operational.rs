@@ -44,6 +44,24 @@ async fn a_price_that_no_tier_names_is_told_once_a_day() {
 }
 
 #[tokio::test]
+async fn a_customer_who_names_a_user_of_another_is_told_once_a_day() {
+    on_each_database(TIERS, async |app| {
+        app.apply(customer("customer.created", 0, "cus_a", Some("u"))).await;
+        app.apply(customer("customer.created", 1, "cus_b", Some("u"))).await;
+        app.apply(customer("customer.updated", 2, "cus_b", Some("u"))).await;
+        let alerts = all(app, "binding_conflict").await;
+        let [alert] = alerts.as_slice() else { panic!("{alerts:?}") };
+        assert_eq!((&alert["user_id"], &alert["type"]), (&json!("u"), &json!("stripe.binding_conflict")));
+        assert_eq!(alert["details"], json!({"customer": "cus_b", "user_id": "u"}));
+        app.advance(TimeDelta::days(1));
+        app.apply(customer("customer.updated", 3, "cus_a", Some("v"))).await;
+        assert_eq!(all(app, "binding_conflict").await.len(), 2, "his own customer names another one");
+        assert_eq!(app.user("u").await["stripe_customer"], "cus_a");
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn an_event_that_cannot_be_read_is_a_dead_letter() {
     on_each_database(TIERS, async |app| {
         let broken = event("customer.subscription.updated", 1, json!({"object": "subscription", "id": "sub_1"}));
@@ -85,6 +103,7 @@ async fn what_a_comparison_finds_is_one_alert_and_none_where_it_finds_nothing() 
             fake.subscribe(&customer, &[("price_pro", Some(1))], "active");
         }
         fake.calm_deliveries();
+        app.advance(TimeDelta::minutes(5));
         // The second run has a time before it, in which events did not come; the third finds nothing.
         let mut runs = Vec::new();
         for _ in 0..3 {
@@ -95,7 +114,10 @@ async fn what_a_comparison_finds_is_one_alert_and_none_where_it_finds_nothing() 
         let [second, first] = found.as_slice() else { panic!("{found:?}") };
         for (told, run) in [(first, &runs[0]), (second, &runs[1])] {
             let Run { number, checked, drifted, missed_events, .. } = run;
-            assert_eq!(*told, json!({"run": number, "checked": checked, "drifted": drifted, "missed_events": missed_events}));
+            let found = json!({
+                "run": number, "checked": checked, "drifted": drifted, "missed_events": missed_events, "faults": [], "unread": 0,
+            });
+            assert_eq!(*told, found);
         }
         assert!(2 <= runs[0].drifted && 0 < runs[1].missed_events && (runs[2].drifted, runs[2].missed_events) == (0, 0), "{runs:?}");
         // An unmapped price is told where Stripe is asked too.

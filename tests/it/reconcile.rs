@@ -15,7 +15,7 @@ use crate::asking::{Story, on_each_story};
 use crate::stripe_client::serve;
 
 /// A run, and the answers to what it asked.
-async fn reconcile(story: &Story) -> Run {
+pub async fn reconcile(story: &Story) -> Run {
     let run = story.app.reconciler().once().await.unwrap();
     story.settle().await;
     run
@@ -59,6 +59,7 @@ async fn what_no_event_told_is_found_and_mended() {
         app.advance(TimeDelta::hours(2));
         fake.cancel(&known.1);
         fake.calm_deliveries();
+        app.advance(TimeDelta::minutes(5));
         let run = reconcile(&story).await;
         assert_eq!(run.drift.iter().map(|drift| drift.customer.as_str()).collect::<Vec<_>>(), [known.0.as_str()]);
         assert!(0 < run.missed_events);

@@ -139,10 +139,17 @@ async fn doctor_finds_nothing_where_all_is_well() {
     let (code, out) = stripe.doctor(&[]);
     assert_eq!(code, 0, "{out}");
     assert!(out.ends_with("faults: 0, warnings: 0\n"), "{out}");
-    assert_eq!(lines(&out, "ok ").len(), 13, "{out}");
-    for what in
-        ["test mode, account acct_1Fake", "clock", "endpoint", "version", "secrets", "price_enterprise buys tier enterprise", "portal"]
-    {
+    assert_eq!(lines(&out, "ok ").len(), 14, "{out}");
+    for what in [
+        "test mode, account acct_1Fake",
+        "clock",
+        "endpoint",
+        "version",
+        "secrets",
+        "price_enterprise buys tier enterprise",
+        "portal",
+        "the service may read customers, subscriptions, events",
+    ] {
         assert!(out.contains(what), "{what}: {out}");
     }
 }
@@ -174,6 +181,17 @@ async fn doctor_tells_of_every_fault_at_once_and_what_to_do() {
     assert_eq!(lines(&out, "FAULT").len(), 12, "{out}");
     assert!(lines(&out, "warn")[0].contains("price_pro of tier pro is archived"), "{out}");
     assert!(out.ends_with("faults: 12, warnings: 1\n"), "{out}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_tells_what_a_restricted_key_may_not_read() {
+    let stripe = Stripe::start(Options::default()).await.stock();
+    stripe.register(&[]);
+    stripe.fake.script(1, Fault::Forbidden, "GET /v1/subscriptions");
+    let (code, out) = stripe.doctor(&[]);
+    let faults = lines(&out, "FAULT").join("\n");
+    assert!(code == 1 && faults.contains("subscriptions: Stripe refuses (status 403") && !faults.contains("customers"), "{out}");
+    assert!(out.contains("the service may read customers, events"), "{out}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -45,7 +45,8 @@ pub async fn run(args: Args, machine: &Machine) -> anyhow::Result<ExitCode> {
         for tier in catalogue.tiers() {
             sold(&mut report, &client, &catalogue, tier, &sources.tiers).await?;
         }
-        portal(&mut report, &client).await
+        portal(&mut report, &client).await?;
+        reads(&mut report, &client, (machine.clock)()).await
     };
     // What ends one check so would end all that follow.
     if let Err(error) = checked.await {
@@ -242,6 +243,29 @@ async fn portal(report: &mut Report, client: &Client) -> Result<(), StripeError>
             report.fault("portal", "customers cannot change their plan in it, so subscribers cannot upgrade", settings);
         }
         Some(_) => report.ok("portal", "customers can change their plan in it"),
+    }
+    Ok(())
+}
+
+/// Whether the service may read what it asks about: a restricted key that lacks one of these takes every event, and no tier follows.
+async fn reads(report: &mut Report, client: &Client, now: DateTime<Utc>) -> Result<(), StripeError> {
+    let customers = client.customers_page(None).await.map(drop);
+    let subscriptions = client.subscriptions_page(None, now).await.map(drop);
+    let events = client.events_page(now, None).await.map(drop);
+    let mut may = Vec::new();
+    for (what, answer) in [("customers", customers), ("subscriptions", subscriptions), ("events", events)] {
+        match answer {
+            Err(error @ (StripeError::Refused { .. } | StripeError::NotFound)) => {
+                report.fault("reads", format_args!("{what}: {error}"), "a restricted key needs the permission to read them");
+            }
+            answer => {
+                answer?;
+                may.push(what);
+            }
+        }
+    }
+    if !may.is_empty() {
+        report.ok("reads", format_args!("the service may read {}", may.join(", ")));
     }
     Ok(())
 }

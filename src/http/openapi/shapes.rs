@@ -35,7 +35,7 @@ use crate::http::usage::{MANY_MAX, Metadata, Record};
 use crate::http::view::{DecisionView, Moment};
 use crate::store::inbox::{Alert, EventState};
 use crate::store::outbox::State as Progress;
-use crate::store::reconciliation::{Drift, Phase};
+use crate::store::reconciliation::{Drift, Fault, Phase};
 
 /// Text without control characters, as all ids and names are.
 const TEXT: &str = r"^[^\u0000-\u001f\u007f-\u009f]*$";
@@ -205,6 +205,7 @@ looks_like! {
     Tried<'_>: TriedShape;
     Difference: DifferenceShape;
     Drift: DriftShape;
+    Fault: FaultShape;
     Alert: AlertShape;
     OfUser<'_>: OfUserShape;
 }
@@ -286,6 +287,14 @@ struct DifferenceShape {
 #[schema(as = Drift)]
 struct DriftShape {
     customer: String,
+    what: String,
+}
+
+/// A list of Stripe's that could not be read to its end.
+#[derive(ToSchema)]
+#[schema(as = ListFault)]
+struct FaultShape {
+    phase: Phase,
     what: String,
 }
 

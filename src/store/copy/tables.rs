@@ -181,6 +181,8 @@ const TABLES: [Declared; 19] = [
             int("drifted"),
             int("missed_events"),
             text("drift"),
+            text("faults"),
+            int("unread"),
         ],
         sums: &[],
     },

@@ -29,8 +29,16 @@ pub enum StripeError {
 }
 
 impl StripeError {
+    /// Whether asking again would not help.
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::NotFound | Self::Refused { .. } | Self::WrongMode | Self::Unreadable(_) => true,
+            Self::Unreachable(_) => false,
+        }
+    }
+
     /// Whether Stripe says that something does not exist, in whatever way.
-    pub(super) fn is_missing(&self) -> bool {
+    pub fn is_missing(&self) -> bool {
         match self {
             Self::NotFound => true,
             Self::Refused { code, .. } => code.as_deref() == Some("resource_missing"),

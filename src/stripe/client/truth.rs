@@ -86,14 +86,14 @@ impl Client {
         let request = ListCustomer::new().limit(PAGE_SIZE);
         let request = after.into_iter().fold(request, ListCustomer::starting_after);
         let page = self.page(&Call::ask(&request), self.deadline()).await?;
-        page.read(read_customer)
+        Ok(page.read(read_customer))
     }
 
     /// One page of all subscriptions, ended ones too, the newest first. Items beyond those that Stripe shows at once are not
     /// fetched; the snapshot says so.
     pub async fn subscriptions_page(&self, after: Option<&str>, now: DateTime<Utc>) -> Result<Page<RemoteSubscription>, StripeError> {
         let page = self.page(&list_subscriptions(None, after), self.deadline()).await?;
-        page.read(|object| read_subscription(object, now))
+        Ok(page.read(|object| read_subscription(object, now)))
     }
 
     /// One page of the events since `since`, inclusive, the newest first, each as Stripe wrote it. Stripe lists those of the last
@@ -116,7 +116,7 @@ impl Client {
             last = Some(event);
         }
         let next = next_after(list.has_more == Value::Bool(true), last.as_ref())?;
-        Ok(Page { items: list.data, next })
+        Ok(Page { items: list.data, unread: 0, next })
     }
 
     /// Fetches the items that a subscription does not show itself, and puts them beside the others.
@@ -138,8 +138,10 @@ impl Client {
 }
 
 impl Page<Object> {
-    fn read<T>(self, read: impl Fn(&Object) -> Result<T, StripeError>) -> Result<Page<T>, StripeError> {
-        Ok(Page { items: self.items.iter().map(read).collect::<Result<_, _>>()?, next: self.next })
+    /// One odd object does not hide the others.
+    fn read<T>(self, read: impl Fn(&Object) -> Result<T, StripeError>) -> Page<T> {
+        let items: Vec<T> = self.items.iter().filter_map(|object| read(object).ok()).collect();
+        Page { unread: self.items.len() - items.len(), items, next: self.next }
     }
 }
 
