@@ -13,6 +13,7 @@ pub mod journal;
 pub mod keys;
 pub mod leases;
 pub mod ledger;
+mod lent;
 pub mod links;
 pub mod news;
 pub mod outbox;
@@ -182,7 +183,8 @@ impl Tx {
 
     /// Lifts the limits of time from the rest of it, for whoever reads everything. SQLite has none.
     pub async fn take_your_time(&mut self) -> Result<(), StoreError> {
-        if let Backend::Postgres(_) = self.connection()? {
+        if let Backend::Postgres(db) = self.connection()? {
+            db.take_your_time();
             for limit in TAKE_YOUR_TIME {
                 self.connection()?.query(limit).execute().await?;
             }
@@ -212,9 +214,11 @@ impl Tx {
 
 impl Drop for Tx {
     fn drop(&mut self) {
-        if let Some(connection) = self.connection.take() {
-            // Closing the connection rolls back what it had begun.
-            on!(connection, |connection| drop(connection.detach()));
+        // Closing the connection rolls back what it had begun.
+        match self.connection.take() {
+            Some(Backend::Sqlite(connection)) => drop(connection.detach()),
+            Some(Backend::Postgres(connection)) => connection.close(),
+            None => {}
         }
     }
 }

@@ -401,17 +401,19 @@ impl Kept {
     /// Takes it out, so that a failure leaves none behind whose state nobody knows; a new one where another server is used now.
     async fn take(&mut self, shared: &Shared) -> Result<Connection, StoreError> {
         let is_right = self.generation == shared.cluster.generation();
-        if let Some(connection) = self.connection.take().filter(|_| is_right) {
-            return Ok(connection);
-        }
-        loop {
-            self.generation = shared.cluster.generation();
-            let connection = shared.store.reader().await?;
-            // Where another one is used by now it may lead to either.
-            if self.generation == shared.cluster.generation() {
-                return Ok(connection);
-            }
-        }
+        let mut connection = match self.connection.take().filter(|_| is_right) {
+            Some(connection) => connection,
+            None => loop {
+                self.generation = shared.cluster.generation();
+                let connection = shared.store.reader().await?;
+                // Where another one is used by now it may lead to either.
+                if self.generation == shared.cluster.generation() {
+                    break connection;
+                }
+            },
+        };
+        connection.keep();
+        Ok(connection)
     }
 
     /// Of the server to which the connection that was taken last leads.
@@ -419,7 +421,8 @@ impl Kept {
         self.generation
     }
 
-    fn give_back(&mut self, connection: Connection) {
+    fn give_back(&mut self, mut connection: Connection) {
+        connection.trust();
         self.connection = Some(connection);
     }
 }

@@ -39,16 +39,16 @@ const USERS: (&str, &str) = by_list!(
 );
 const USER_IDS: &str = "SELECT user_id FROM users WHERE $1 < user_id ORDER BY user_id LIMIT $2";
 const MEET: &str = "INSERT INTO users (user_id, created_at) VALUES ($1, $2) ON CONFLICT (user_id) DO NOTHING";
-const SET_TIER: &str = "UPDATE users SET manual_tier = $2, manual_reason = $3, manual_set_at = $4, manual_ends_at = $5, version = version + 2147483648 \
+const SET_TIER: &str = "UPDATE users SET manual_tier = $2, manual_reason = $3, manual_set_at = $4, manual_ends_at = $5, version = version + 1048576 \
      WHERE user_id = $1";
-const SET_CAPS: &str = "UPDATE users SET caps = $2, version = version + 2147483648 WHERE user_id = $1";
+const SET_CAPS: &str = "UPDATE users SET caps = $2, version = version + 1048576 WHERE user_id = $1";
 const CUSTOMER: &str = "SELECT account_id, user_id, state FROM customers WHERE customer = $1";
 const CUSTOMER_OF: &str = "SELECT customer FROM customers WHERE user_id = $1";
 const CUSTOMER_OF_ACCOUNT: &str = "SELECT customer FROM customers WHERE account_id = $1";
 const MAKE_ACCOUNT: &str = "INSERT INTO accounts (account_id, created_at) VALUES ($1, $2) ON CONFLICT (account_id) DO NOTHING";
 const ACCOUNT: &str = "SELECT created_at FROM accounts WHERE account_id = $1";
 const MEMBERS: &str = "SELECT user_id FROM users WHERE account_id = $1 AND $2 < user_id ORDER BY user_id LIMIT $3";
-const JOIN: &str = "UPDATE users SET account_id = $2, version = version + 2147483648 WHERE user_id = $1";
+const JOIN: &str = "UPDATE users SET account_id = $2, version = version + 1048576 WHERE user_id = $1";
 const PUT_CUSTOMER: &str = "INSERT INTO customers (customer, account_id, user_id, state, updated_at) VALUES ($1, $2, $3, $4, $5) \
      ON CONFLICT (customer) DO UPDATE SET account_id = excluded.account_id, user_id = excluded.user_id, state = excluded.state, updated_at = excluded.updated_at";
 const RELEASE: &str = "UPDATE customers SET user_id = NULL WHERE user_id = $1";

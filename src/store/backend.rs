@@ -5,8 +5,10 @@ use futures_util::stream::BoxStream;
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::sqlite::{SqliteArguments, SqliteRow};
 use sqlx::{Arguments, Decode, Encode, Postgres, Row as _, Sqlite, Type};
+use tokio::time::timeout;
 
 use super::StoreError;
+use super::lent::Lent;
 
 /// The same for one database and for the other.
 #[derive(Clone, Debug)]
@@ -47,7 +49,7 @@ macro_rules! by_list {
 pub(super) use by_list;
 
 /// A connection that goes back to its pool, in or outside a transaction.
-pub type Connection = Backend<sqlx::pool::PoolConnection<Sqlite>, sqlx::pool::PoolConnection<Postgres>>;
+pub type Connection = Backend<sqlx::pool::PoolConnection<Sqlite>, Lent>;
 
 /// What both databases take as a parameter.
 pub trait Bindable<'t>: Encode<'t, Sqlite> + Type<Sqlite> + Encode<'t, Postgres> + Type<Postgres> {}
@@ -60,6 +62,21 @@ pub trait Readable: for<'r> Decode<'r, Sqlite> + Type<Sqlite> + for<'r> Decode<'
 impl<T: for<'r> Decode<'r, Sqlite> + Type<Sqlite> + for<'r> Decode<'r, Postgres> + Type<Postgres>> Readable for T {}
 
 impl Connection {
+    /// From here on it is closed when it is dropped, unless it was trusted again: whoever keeps it may be stopped in the middle of a
+    /// statement. SQLite has an answer to each.
+    pub fn keep(&mut self) {
+        if let Self::Postgres(db) = self {
+            db.keep();
+        }
+    }
+
+    /// It may go back to its pool.
+    pub fn trust(&mut self) {
+        if let Self::Postgres(db) = self {
+            db.trust();
+        }
+    }
+
     /// Where the two databases part.
     pub(super) fn query_of(&mut self, sqlite: &'static str, postgres: &'static str) -> Query<'_> {
         let sql = match self {
@@ -105,7 +122,9 @@ impl<'c> Query<'c> {
                 Ok(sqlx::query_with(self.sql, arguments).execute(&mut **db).await?.rows_affected())
             }
             (Backend::Postgres(db), Backend::Postgres(arguments)) => {
-                Ok(sqlx::query_with(self.sql, arguments).execute(&mut **db).await?.rows_affected())
+                let (connection, patience) = db.sends();
+                let answer = timeout(patience, sqlx::query_with(self.sql, arguments).execute(connection)).await;
+                Ok(db.answered(answer)?.rows_affected())
             }
             (Backend::Sqlite(_), Backend::Postgres(_)) | (Backend::Postgres(_), Backend::Sqlite(_)) => Err(StoreError::torn()),
         }
@@ -118,8 +137,9 @@ impl<'c> Query<'c> {
                 Ok(rows.into_iter().map(|row| Row(Backend::Sqlite(row))).collect())
             }
             (Backend::Postgres(db), Backend::Postgres(arguments)) => {
-                let rows = sqlx::query_with(self.sql, arguments).fetch_all(&mut **db).await?;
-                Ok(rows.into_iter().map(|row| Row(Backend::Postgres(row))).collect())
+                let (connection, patience) = db.sends();
+                let answer = timeout(patience, sqlx::query_with(self.sql, arguments).fetch_all(connection)).await;
+                Ok(db.answered(answer)?.into_iter().map(|row| Row(Backend::Postgres(row))).collect())
             }
             (Backend::Sqlite(_), Backend::Postgres(_)) | (Backend::Postgres(_), Backend::Sqlite(_)) => Err(StoreError::torn()),
         }

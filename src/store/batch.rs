@@ -27,7 +27,7 @@ pub type RowVersion = i64;
 
 /// By so much a user's version goes up where more than usage was added to him: a hold, a correction, a tier, a cap. Usage that is only
 /// added counts up by one, so two versions tell whether anything else lies between them.
-const MORE_THAN_USAGE: RowVersion = 1 << 31;
+const MORE_THAN_USAGE: RowVersion = 1 << 20;
 
 /// A user's row after a batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -128,7 +128,7 @@ macro_rules! write {
 
 const ADD: &str = write!("1", " AND users.account_id IS NULL AND (users.granted_until IS NULL OR users.granted_until <= $29)", "", "$30");
 const WRITE: &str = write!(
-    "2147483648",
+    "1048576",
     "",
     "of_accounts AS (INSERT INTO spend_by_day_of_account (account_id, day, spent, entries) \
      SELECT * FROM UNNEST($29::text[], $30::bigint[], $31::bigint[], $32::bigint[]) ON CONFLICT (account_id, day) DO UPDATE SET \

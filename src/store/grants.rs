@@ -28,7 +28,7 @@ const PAGE: &str = "SELECT grant_id, period, amount, used, ends_at, reason, crea
 const OPEN: &str = "SELECT COUNT(*) FROM grants WHERE user_id = $1 AND revoked_at IS NULL AND $2 < ends_at AND used < amount";
 /// The user first: a batch that draws has locked him, and waits for nobody after that.
 const TOUCH: &str = "UPDATE users SET granted_until = CASE WHEN granted_until IS NULL OR granted_until < $2 THEN $2 ELSE granted_until END, \
-     version = version + 2147483648 WHERE user_id = $1";
+     version = version + 1048576 WHERE user_id = $1";
 const MAKE: &str =
     "INSERT INTO grants (user_id, grant_id, period, amount, ends_at, reason, created_at) VALUES ($1, $2, $3, $4, $5, $6, $7)";
 const REVOKE: &str = "UPDATE grants SET revoked_at = $3 WHERE user_id = $1 AND grant_id = $2 AND revoked_at IS NULL";

@@ -1,6 +1,7 @@
 //! What nodes tell each other through Postgres' notifications.
 
 use sqlx::postgres::PgListener;
+use tokio::time::timeout;
 
 use super::{Backend, Connection, StoreError};
 use crate::domain::user::UserId;
@@ -27,8 +28,9 @@ pub enum Heard {
 /// Tells it when the transaction commits, or at once where there is none.
 pub async fn tell(db: &mut Connection, heard: &Heard) -> Result<(), StoreError> {
     let Backend::Postgres(db) = db else { return Ok(()) };
-    sqlx::query(TELL).bind(said(heard)).execute(&mut **db).await?;
-    Ok(())
+    let (connection, patience) = db.sends();
+    let answer = timeout(patience, sqlx::query(TELL).bind(said(heard)).execute(connection)).await;
+    db.answered(answer).map(drop)
 }
 
 /// A line that says what it is about, and one for each user: ids have no line breaks.

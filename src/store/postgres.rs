@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use super::backend::Backend;
+use super::lent::Lent;
 use super::news::Listener;
 use super::{ACQUIRE_TIMEOUT, Connection, Hosts, StoreError, Tx, corrupt};
 
@@ -24,8 +25,8 @@ const CONNECTIONS_MAX: u32 = 12;
 const STATEMENT_TIMEOUT: &str = "10s";
 /// How long anybody waits for another's lock: a commit that waits for its standby holds its own.
 const LOCK_TIMEOUT: &str = "5s";
-/// A node that stops in the middle of a transaction holds its locks no longer.
-const IDLE_TIMEOUT: &str = "10s";
+/// A node that stops in the middle of a transaction holds its locks no longer: less than others wait for one try of a batch.
+const IDLE_TIMEOUT: &str = "2s";
 /// What comes with each of our connections.
 const SETTINGS: [(&str, &str); 6] = [
     ("statement_timeout", STATEMENT_TIMEOUT),
@@ -179,7 +180,7 @@ impl Cluster {
     }
 
     pub(super) async fn reader(&self) -> Result<Connection, StoreError> {
-        Ok(Backend::Postgres(self.acquire().await?))
+        Ok(Backend::Postgres(Lent::new(self.acquire().await?)))
     }
 
     pub(super) async fn begin_read(&self) -> Result<Tx, StoreError> {
@@ -198,7 +199,9 @@ impl Cluster {
         // Also where the caller goes away meanwhile, the connection is not used again.
         let mut tx = Tx { connection: Some(self.reader().await?) };
         if let Backend::Postgres(connection) = tx.connection()? {
-            connection.execute(sqlx::raw_sql(how)).await?;
+            let (sent, patience) = connection.sends();
+            let answer = tokio::time::timeout(patience, sent.execute(sqlx::raw_sql(how))).await;
+            connection.answered(answer)?;
         }
         Ok(tx)
     }

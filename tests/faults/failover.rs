@@ -2,15 +2,13 @@
 //! themselves.
 
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{UnixListener, UnixStream};
 
 use crate::door::{Door, cents};
 use crate::load::Load;
+use crate::lossy::Lossy;
 use crate::servers::Server;
 use crate::service::Service;
 
@@ -88,64 +86,6 @@ async fn the_control_a_standby_that_nobody_waits_for_loses_acknowledged_writes()
     load.until_more(20).await;
     callers.stop().await;
     load.check(&service, "after the failover").await;
-}
-
-/// Stands between the service and the server, and loses answers: the server did what was asked, and nobody is told.
-struct Lossy {
-    folder: tempfile::TempDir,
-    /// Of a thousand answers so many are lost, and their connections with them.
-    per_mille: AtomicU32,
-    lost: AtomicU32,
-}
-
-impl Lossy {
-    /// A server of its own, and what stands before it.
-    fn server() -> (Server, Arc<Self>) {
-        let server = Server::make(&["shared_buffers = 32MB"]);
-        server.sql("CREATE DATABASE spendgate");
-        let lossy = Self::before(&server);
-        (server, lossy)
-    }
-
-    fn url(&self) -> String {
-        let socket = self.folder.path().to_string_lossy().replace('/', "%2F");
-        format!("postgres://postgres@{socket}/spendgate")
-    }
-
-    fn before(server: &Server) -> Arc<Self> {
-        let folder = tempfile::tempdir().unwrap();
-        let listener = UnixListener::bind(folder.path().join(".s.PGSQL.5432")).unwrap();
-        let lossy = Arc::new(Self { folder, per_mille: AtomicU32::new(0), lost: AtomicU32::new(0) });
-        let (between, behind) = (lossy.clone(), server.socket());
-        tokio::spawn(async move {
-            while let Ok((client, _)) = listener.accept().await {
-                let (between, server) = (between.clone(), UnixStream::connect(&behind).await.unwrap());
-                // A connection that ends, or is ended, is no fault here.
-                tokio::spawn(async move { between.carry(client, server).await });
-            }
-        });
-        lossy
-    }
-
-    async fn carry(&self, mut client: UnixStream, mut server: UnixStream) -> std::io::Result<()> {
-        let (mut asked, mut answered) = (vec![0; 65_536], vec![0; 65_536]);
-        loop {
-            tokio::select! {
-                size = client.read(&mut asked) => match size? {
-                    0 => return Ok(()),
-                    size => server.write_all(&asked[..size]).await?,
-                },
-                size = server.read(&mut answered) => match size? {
-                    0 => return Ok(()),
-                    _ if fastrand::u32(0..1000) < self.per_mille.load(Ordering::Relaxed) => {
-                        self.lost.fetch_add(1, Ordering::Relaxed);
-                        return Ok(());
-                    }
-                    size => client.write_all(&answered[..size]).await?,
-                },
-            }
-        }
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -80,7 +80,12 @@ impl Callers {
 
 impl Load {
     pub fn new() -> Arc<Self> {
-        let client = door::client().timeout(HANGS_AFTER).build().unwrap();
+        Self::that_waits(HANGS_AFTER)
+    }
+
+    /// Whoever waits longer than `hangs_after` hangs.
+    pub fn that_waits(hangs_after: Duration) -> Arc<Self> {
+        let client = door::client().timeout(hangs_after).build().unwrap();
         Arc::new(Self {
             client,
             next: AtomicU64::new(0),

@@ -11,11 +11,13 @@ mod failover;
 mod io_errors;
 mod kills;
 mod load;
+mod lossy;
 mod nodes;
 mod pgbouncer;
 mod power_cuts;
 mod servers;
 mod service;
+mod silent;
 mod unknown_users;
 
 use std::process::Command;

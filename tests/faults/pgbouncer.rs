@@ -23,7 +23,7 @@ const IGNORES: &str = "ignore_startup_parameters = extra_float_digits, options";
 const SET: [&str; 6] = [
     "statement_timeout = '10s'",
     "lock_timeout = '5s'",
-    "idle_in_transaction_session_timeout = '10s'",
+    "idle_in_transaction_session_timeout = '2s'",
     "enable_seqscan = off",
     "plan_cache_mode = force_generic_plan",
     "jit = off",

@@ -6,10 +6,11 @@ use serde_json::{Value, json};
 use spendgate::config::Config;
 use spendgate::fake_stripe::Options;
 use spendgate::fake_stripe::delivery::Weather;
+use sqlx::Connection;
 
 use crate::app::{Answer, Database, Node, TIERS, TestApp};
 use crate::asking::Story;
-use crate::stripe::paying;
+use crate::stripe::{paying, subscription, updated};
 
 async fn two() -> (TestApp, Node) {
     let one = TestApp::start(Database::Postgres, TIERS, |config| config).await;
@@ -316,4 +317,70 @@ async fn verify_has_as_long_as_it_takes_to_read_everything() {
     )
     .await;
     assert!(app.verify().contains(" 1 entries"), "the harness is void: nothing is read");
+}
+
+/// Holds what `statement` locks, until it is dropped.
+async fn locked(app: &TestApp, statement: &'static str) -> sqlx::PgConnection {
+    let mut lock = sqlx::PgConnection::connect(&app.database().url()).await.unwrap();
+    sqlx::raw_sql("BEGIN").execute(&mut lock).await.unwrap();
+    sqlx::raw_sql(statement).execute(&mut lock).await.unwrap();
+    lock
+}
+
+async fn somebody_waits(app: &TestApp) {
+    let waiting = "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    while app.column(waiting).await != ["1"] {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// A hold is extended by one node while somebody else has a lock, and expires meanwhile: whoever has the lock may give what is free by then to
+/// another hold.
+async fn is_not_extended_where_it_waits_for(tiers: &str, lock: &'static str) {
+    let one = TestApp::start(Database::Postgres, tiers, |config| config).await;
+    let other = one.node(|config| config).await;
+    one.post("/v1/holds", json!({"id": "h", "user_id": "u", "estimated_cost": "0.10", "ttl_seconds": 60})).await.ok();
+    let lock = locked(&one, lock).await;
+    let extended = other.post("/v1/holds/h/extend", json!({"ttl_seconds": 600}));
+    tokio::pin!(extended);
+    tokio::select! {
+        answer = &mut extended => panic!("it did not wait: {}", answer.text),
+        () = somebody_waits(&one) => one.advance(TimeDelta::seconds(61)),
+    }
+    drop(lock);
+    extended.await.problem(409, "hold_ended");
+    assert_ne!(one.post("/v1/holds", hold("h2", "u", "0.10")).await.ok()["action"], "BLOCK");
+    assert_eq!(one.check("u").await["budgets"][0]["held"], 0.1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hold_that_expired_while_its_user_was_waited_for_is_not_extended() {
+    is_not_extended_where_it_waits_for(TIERS, "SELECT 1 FROM users WHERE user_id = 'u' FOR UPDATE").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nor_one_that_expired_while_all_users_were_waited_for() {
+    let tiers = format!("global: {{ budgets: {{ daily: 0.5 }}, policy: strict }}\n{TIERS}");
+    is_not_extended_where_it_waits_for(&tiers, "SELECT pg_advisory_xact_lock(7305807313)").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_who_only_spends_is_told_of_the_budgets_that_he_has_by_now() {
+    let (one, other) = two().await;
+    for event in paying("u", "price_pro") {
+        one.apply(event).await;
+    }
+    // It remembers him as one who pays; his own row does not change when he no longer does.
+    for number in 0..2 {
+        one.spend(&format!("before-{number}"), "u", "0.02").await;
+    }
+    other.apply(updated(2, subscription("cus_u", "canceled", "price_pro"))).await;
+    one.advance(TimeDelta::minutes(2));
+    let told = async || one.get("/v1/alerts?kind=budget_threshold").await.ok()["alerts"].as_array().unwrap().len();
+    assert_eq!(told().await, 0);
+    one.spend("after", "u", "0.07").await;
+    // It is looked at once the answer is given.
+    while told().await == 0 {
+        tokio::task::yield_now().await;
+    }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use chrono::TimeDelta;
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::Instant;
 use tracing::{Instrument, error, info_span, warn};
@@ -34,6 +35,10 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(50);
 /// A database that takes longer for one try does not answer.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(3);
+
+/// For so long a user who only spends is told of his budgets by what paid for him when he was last looked at; what Stripe ends changes
+/// nothing in his own row.
+const PAYS_AS_BEFORE: TimeDelta = TimeDelta::minutes(1);
 
 /// What is believed of the ids of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +71,8 @@ pub(super) type Replies = Vec<Result<Reply, WriteError>>;
 pub(super) struct Written {
     replies: Replies,
     pub(super) wrote: Wrote,
-    /// Of these others have spent meanwhile, so whether anything is to be told of them has to be looked up.
+    /// Of these others have spent meanwhile, or something else may pay for them by now, so whether anything is to be told of them has to be
+    /// looked up.
     pub(super) unseen: Vec<UserId>,
 }
 
@@ -100,8 +106,8 @@ impl Shared {
     async fn probe(&self) {
         let now = self.now();
         if !self.health.is_writable(now) {
-            let works = self.store.probe(now).await.is_ok();
-            self.health.set(works);
+            let probed = tokio::time::timeout(TIMEOUT, self.store.probe(now)).await;
+            self.health.set(matches!(probed, Ok(Ok(()))));
         }
     }
 
@@ -273,11 +279,13 @@ impl Shared {
             let Some(((before, as_of), row)) = known.get(&user).zip(written.get(&user)) else { continue };
             // Where nobody else wrote it meanwhile, what was remembered was right, and so is what has come of it.
             // Who pays for him was not asked for, so he is as old as he was.
-            if before.row + 1 == row.version {
+            let is_seen = before.row + 1 == row.version;
+            if *as_of + PAYS_AS_BEFORE < now || !is_seen && alerts::may_be_due(&payer, before.row, row, catalogue, now) {
+                unseen.push(user.clone());
+            }
+            if is_seen {
                 payer.book.prune(now);
                 self.keep_user(&user, Known::new(UserVersion::written(Some(before), row.version), *as_of, generation, Arc::new(payer)));
-            } else if alerts::may_be_due(&payer, before.row, row, catalogue, now) {
-                unseen.push(user);
             }
         }
         Ok(Some(Written { replies, wrote: Wrote::Usage, unseen }))
@@ -305,13 +313,10 @@ impl Shared {
         }
         let before = Before { users: &versions.keys().cloned().collect(), holds: &held.keys().cloned().collect() };
         let needs_all = |request: &Request| match &request.operation {
-            Operation::Hold(_) => true,
+            // One that is extended may have been counted as expired by another batch that admits.
+            Operation::Hold(_) | Operation::Extend { .. } => true,
             Operation::Tell { refused, .. } => refused.is_of_all(),
-            Operation::Record(_)
-            | Operation::Capture { .. }
-            | Operation::Release { .. }
-            | Operation::Extend { .. }
-            | Operation::Correct(_) => false,
+            Operation::Record(_) | Operation::Capture { .. } | Operation::Release { .. } | Operation::Correct(_) => false,
         };
         let admits = batch.iter().any(needs_all);
         let (payers, known) = self.payers(db, catalogue, &whom, &versions, generation, now).await?;
@@ -337,8 +342,11 @@ impl Shared {
         }
         // What was not there will not be: its locks are ours now.
         *doubt = None;
+        // What expired while its locks were waited for has expired: whoever had them may have given its amount to others.
+        let locked_at = self.now();
         let step = |request: &Request| {
-            let reply = step(&mut ledger, request, catalogue, now);
+            let at = if let Operation::Extend { .. } = request.operation { locked_at } else { now };
+            let reply = step(&mut ledger, request, catalogue, at);
             if admits {
                 ledger.tell_of_all(catalogue, now);
             }
