@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 
 use crate::domain::catalogue::Catalogue;
-use crate::domain::decide::{Budget, Decision, decide};
+use crate::domain::decide::{Budget, Decision, Source, decide};
 use crate::domain::explanation::{Estimate, estimate};
 use crate::domain::grants::Grant;
 use crate::domain::judge::{Ask, Caller, rules_tried};
@@ -119,9 +119,10 @@ async fn stripe<'a>(
     })
 }
 
-/// Those of `budgets` whose window holds `time`.
-pub fn counting(budgets: &[Budget], time: DateTime<Utc>) -> impl Iterator<Item = &Budget> {
-    budgets.iter().filter(move |budget| budget.window.contains(time))
+/// Those of a user's `budgets` that an entry fills, his own or (`of_another`) that of another user of his account: whose window holds its
+/// time. Caps are each user's own.
+pub fn counting(budgets: &[Budget], time: DateTime<Utc>, of_another: bool) -> impl Iterator<Item = &Budget> {
+    budgets.iter().filter(move |budget| budget.window.contains(time) && !(of_another && budget.source == Source::Cap))
 }
 
 /// When the first of the open windows began; `None` where no budget limits the user.

@@ -121,8 +121,9 @@ async fn meet(
     for user in ids {
         let profile = stored.remove(&user).unwrap_or_default().profile;
         let standing = simulation.standing(&profile);
-        let periods = standing.tier.budgets.limits.keys().copied();
-        let before = before(db, Spender::User(&user), periods, standing.grant.billing, since).await?;
+        let mut periods: BTreeSet<Period> = standing.tier.budgets.limits.keys().copied().collect();
+        periods.extend(profile.caps.iter().flat_map(|caps| caps.limits().keys().copied()));
+        let before = before(db, Spender::User(&user), periods.into_iter(), standing.grant.billing, since).await?;
         simulation.meet(user, &profile, before);
     }
     Ok(())
@@ -162,7 +163,7 @@ async fn before(
         let window = period.window(since, billing);
         if window.start < since {
             let spent = ledger::spent_in(db, spender, Window { end: Some(since), ..window }).await?;
-            counters.begin(period, window, spent);
+            counters.begin(period, window, Money::at_least_nothing(spent));
         }
     }
     Ok(counters)

@@ -114,14 +114,14 @@ fn show(user: &UserId, view: &View<'_>, ask: &Ask, judgement: &Judgement, ground
     if grounds.more_holds {
         say("… and more");
     }
-    let entries = grounds.entries.iter().map(|(user, entry)| {
+    let entries = grounds.entries.iter().map(|(of, entry)| {
         let cost = match entry.kind {
             EntryKind::Usage | EntryKind::Capture => entry.cost.to_string(),
             EntryKind::Correction => format!("-{}", entry.cost),
         };
-        let counts: Vec<String> = counting(&view.budgets, entry.time).map(place).collect();
+        let counts: Vec<String> = counting(&view.budgets, entry.time, *of != *user).map(place).collect();
         let model = entry.model.as_deref().unwrap_or("-");
-        vec![rfc3339(entry.time), cost, model.to_owned(), user.to_string(), entry.id.clone(), counts.join(", ")]
+        vec![rfc3339(entry.time), cost, model.to_owned(), of.to_string(), entry.id.clone(), counts.join(", ")]
     });
     section("The last entries that fill them:", &["TIME", "COST", "MODEL", "USER", "ID", "COUNTS IN"], entries.collect());
 }

@@ -56,8 +56,9 @@ pub struct Book {
 /// What most books do not have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Rest {
-    /// The windows of subscriptions, which days do not tell.
-    billing: Vec<(Window, Money)>,
+    /// The windows of subscriptions, which days do not tell, in nano-dollars: a correction may take back at the edge of one what was spent
+    /// just before it, and it counts as nothing then, until as much is spent.
+    billing: Vec<(Window, i64)>,
     holds: BTreeMap<(DateTime<Utc>, Arc<str>), Money>,
     /// Where in `holds` each one is: whoever ends a hold need not know to the last digit when it would have expired.
     expiries: HashMap<Arc<str>, DateTime<Utc>>,
@@ -83,9 +84,9 @@ impl Book {
         book
     }
 
-    /// The window of a subscription, which sums by day alone do not give.
-    pub fn count_billing(&mut self, window: Window, spent: Money) {
-        self.rest.get_or_insert_default().billing.push((window, spent));
+    /// The window of a subscription, which sums by day alone do not give, and what was spent in it less what was taken back, in nano-dollars.
+    pub fn count_billing(&mut self, window: Window, nanos: i64) {
+        self.rest.get_or_insert_default().billing.push((window, nanos));
     }
 
     pub fn total(&self) -> Money {
@@ -98,7 +99,7 @@ impl Book {
             Period::Total => Some(self.total),
             Period::Billing => {
                 let billing = &self.rest.as_ref()?.billing;
-                billing.iter().find(|(counted, _)| *counted == window).map(|(_, spent)| *spent)
+                billing.iter().find(|(counted, _)| *counted == window).map(|(_, nanos)| Money::at_least_nothing(*nanos))
             }
             Period::Daily | Period::Weekly | Period::Monthly => {
                 let place = CALENDAR.iter().position(|counted| *counted == period)?;
@@ -147,7 +148,10 @@ impl Book {
         budgets.limits.iter().any(|(period, limit)| {
             let spent = match period {
                 Period::Total => self.total,
-                Period::Billing => self.rest.iter().flat_map(|rest| &rest.billing).map(|(_, spent)| *spent).max().unwrap_or_default(),
+                Period::Billing => {
+                    let most = self.rest.iter().flat_map(|rest| &rest.billing).map(|(_, nanos)| *nanos).max();
+                    most.map(Money::at_least_nothing).unwrap_or_default()
+                }
                 Period::Daily | Period::Weekly | Period::Monthly => {
                     let place = CALENDAR.iter().position(|counted| counted == period);
                     place.and_then(|place| self.spent.get(place)).copied().unwrap_or_default()
@@ -175,15 +179,16 @@ impl Book {
 
     /// Adds to every window that was open at `time`, up to the most that can be counted.
     pub fn add(&mut self, cost: Money, time: DateTime<Utc>) {
-        self.change(time, |sum| sum.saturating_add(cost));
+        self.change(time, cost.nanos());
     }
 
     /// Takes from every window that was open at `time`; nothing falls below zero.
     pub fn take(&mut self, amount: Money, time: DateTime<Utc>) {
-        self.change(time, |sum| sum.less(i128::from(amount.nanos())));
+        self.change(time, -amount.nanos());
     }
 
-    fn change(&mut self, time: DateTime<Utc>, change: impl Fn(Money) -> Money) {
+    fn change(&mut self, time: DateTime<Utc>, nanos: i64) {
+        let change = |sum: Money| sum.less(-i128::from(nanos));
         self.total = change(self.total);
         for ((period, counted), spent) in CALENDAR.iter().zip(self.first_days).zip(&mut self.spent) {
             if counted == first_day(period.window(time, None)) {
@@ -191,8 +196,8 @@ impl Book {
             }
         }
         let billing = self.rest.iter_mut().flat_map(|rest| &mut rest.billing);
-        for (_, spent) in billing.filter(|(window, _)| window.contains(time)) {
-            *spent = change(*spent);
+        for (_, counted) in billing.filter(|(window, _)| window.contains(time)) {
+            *counted = counted.saturating_add(nanos);
         }
     }
 

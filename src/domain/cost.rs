@@ -89,7 +89,8 @@ pub(super) fn consumption(catalogue: &Catalogue, tier: &Tier, used: &Used, time:
                     let applied = price.apply(&tokens, tier.markup);
                     (applied.cost, Some(Pricing::new(&price, price_as, &applied, tier.markup)), false)
                 }
-                None if tier.unknown_model == UnknownModel::Flag => (Money::ZERO, None, true),
+                // Where no model is named there is nothing to look at, and nothing that the tier lets pass.
+                None if tier.unknown_model == UnknownModel::Flag && !model.is_empty() => (Money::ZERO, None, true),
                 None => return Err(Unpriced { model: model.to_owned() }),
             }
         }

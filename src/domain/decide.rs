@@ -196,12 +196,14 @@ impl Verdict<'_> {
     }
 
     /// Which verdict binds: the most severe; among blocks the one that lasts longest, so that `retry_at` is the truth;
-    /// among others the fullest budget. What is left is told apart by scope, period and source, so that the order of budgets says nothing.
+    /// and of those that last as long one that paying more does not lift; among others the fullest budget. What is left is told apart by
+    /// scope, period and source, so that the order of budgets says nothing.
     fn order(&self, other: &Self) -> Ordering {
+        let stays = |verdict: &Self| verdict.budget.source != Source::Tier;
         let resets = |verdict: &Self| verdict.retry_at().map_or((true, None), |end| (false, Some(end)));
         let place = |verdict: &Self| Reverse(verdict.budget.binding());
         let specific = match self.action {
-            Action::Block => resets(self).cmp(&resets(other)),
+            Action::Block => resets(self).cmp(&resets(other)).then_with(|| stays(self).cmp(&stays(other))),
             Action::Allow | Action::Warn | Action::Degrade => fuller(self.budget, other.budget),
         };
         self.action.cmp(&other.action).then(specific).then_with(|| place(self).cmp(&place(other)))

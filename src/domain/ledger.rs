@@ -246,17 +246,20 @@ impl Ledger {
     fn capture(&mut self, hold_id: &str, used: &Used, catalogue: &Catalogue, now: DateTime<Utc>) -> Result<Outcome, Refusal> {
         let hold = self.holds.get(hold_id).ok_or_else(|| Refusal::NoSuchHold(hold_id.to_owned()))?.clone();
         let fingerprint = used.fingerprint(None, None);
-        match hold.end {
-            Some(HoldEnd::Captured { fingerprint: first, .. }) if first == fingerprint => {
-                return Ok(Outcome::Ended { hold: Box::new(hold), repeated: true, unpriced: false });
-            }
-            Some(_) => return Err(Refusal::HoldEnded(Box::new(hold))),
-            None => {}
-        }
         let used = match used.model {
             Some(_) => used.clone(),
             None => Used { model: hold.model.clone(), provider: used.provider.clone().or(hold.provider.clone()), ..used.clone() },
         };
+        match hold.end {
+            Some(HoldEnd::Captured { fingerprint: first, cost, .. }) if first == fingerprint => {
+                // A hold does not remember it, and a price that was made since then would have been another cost.
+                let again = || self.consumption(&hold.user_id, &used, 0, now, catalogue, now);
+                let unpriced = used.cost.is_none() && cost == Money::ZERO && again().is_ok_and(|again| again.is_unpriced());
+                return Ok(Outcome::Ended { hold: Box::new(hold), repeated: true, unpriced });
+            }
+            Some(_) => return Err(Refusal::HoldEnded(Box::new(hold))),
+            None => {}
+        }
         let consumption = self.consumption(&hold.user_id, &used, 0, now, catalogue, now)?;
         let pool = hold.account.as_ref().and_then(|account| self.accounts.get(account));
         if !self.payer(&hold.user_id)?.book.can_add(consumption.cost) || pool.is_some_and(|pool| !pool.can_add(consumption.cost)) {

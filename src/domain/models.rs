@@ -27,7 +27,8 @@ impl Models {
         self.allow.is_none() && self.deny.is_empty()
     }
 
-    /// A model has many names: as it was asked for, with its provider and without, and as the price book calls it. One that is denied
+    /// A model has many names: as it was asked for, with its provider (where none is said, the price book's) and without, and as the price
+    /// book calls it. One that is denied
     /// under any of them is denied; otherwise one that is allowed under any of them is allowed.
     pub fn allows(&self, model: &str, provider: Option<&str>, prices: &PriceBook) -> bool {
         if self.is_everything() {
@@ -38,9 +39,15 @@ impl Models {
         let parts = model.split_once('/');
         let said_as_listed = parts.map(|(said, rest)| format!("{}/{rest}", prices.provider(said)));
         let without = parts.map(|(_, rest)| rest);
-        let in_book = prices.model(model, provider).map(|model| model.name.as_str());
-        let names = [Some(model), with_provider.as_deref(), as_listed.as_deref(), said_as_listed.as_deref(), without, in_book];
-        let among = |globs: &[Glob]| names.iter().flatten().any(|name| globs.iter().any(|glob| glob.matches(name)));
+        let listed = prices.model(model, provider);
+        let in_book = listed.map(|listed| listed.name.as_str());
+        // Where nobody says whose it is, it is its that the price book says.
+        let own = listed.and_then(|listed| listed.provider.as_deref()).filter(|_| provider.is_none() && parts.is_none());
+        let of_own = |name: Option<&str>| own.zip(name).map(|(own, name)| format!("{own}/{name}"));
+        let (own_as_asked, own_as_listed) = (of_own(Some(model)), of_own(in_book));
+        let with = [&with_provider, &as_listed, &said_as_listed, &own_as_asked, &own_as_listed].map(Option::as_deref);
+        let names = [Some(model), without, in_book].into_iter().chain(with).flatten();
+        let among = |globs: &[Glob]| names.clone().any(|name| globs.iter().any(|glob| glob.matches(name)));
         !among(&self.deny) && self.allow.as_deref().is_none_or(among)
     }
 }
@@ -73,5 +80,13 @@ mod tests {
         let denies = Models { allow: None, deny: globs(&["openai/*"]) };
         check(&denies, "o1", Some("OpenAI"), false);
         check(&denies, "OpenAI/o1", None, false);
+        check(&denies, "gpt-4o", None, false);
+        check(&denies, "gpt-4o-2024-08-06", None, false);
+        check(&denies, "gpt-4o", Some("azure"), true);
+        check(&denies, "azure/gpt-4o", None, true);
+        check(&denies, "o1", None, true);
+        let allows = Models { allow: Some(globs(&["openai/*"])), deny: Vec::new() };
+        check(&allows, "gpt-4o", None, true);
+        check(&allows, "o1", None, false);
     }
 }

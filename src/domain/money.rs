@@ -49,6 +49,11 @@ impl Money {
         (0 <= nanos).then_some(Self(nanos))
     }
 
+    /// Nothing for a sum from which more was taken than it has.
+    pub fn at_least_nothing(nanos: i64) -> Self {
+        Self(nanos.max(0))
+    }
+
     pub fn nanos(self) -> i64 {
         self.0
     }

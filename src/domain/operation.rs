@@ -336,7 +336,7 @@ pub enum Outcome {
     Ended {
         hold: Box<Hold>,
         repeated: bool,
-        /// The model of what was captured just now had no price, so it cost nothing.
+        /// The model of what was captured has no price, so it cost nothing.
         unpriced: bool,
     },
     Extended(Box<Hold>),

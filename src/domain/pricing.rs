@@ -95,6 +95,13 @@ impl Rates {
         *self == Self::default()
     }
 
+    /// What one more token of the kinds that are there costs at most.
+    fn dearest_output(&self, parts: &Parts) -> Money {
+        let reasoning = (0 < parts.reasoning).then_some(self.reasoning);
+        let audio = (0 < parts.audio_output).then_some(self.audio_output);
+        [reasoning, audio].into_iter().flatten().fold(self.output, Money::max)
+    }
+
     /// In millionths of a nano-dollar, with nothing rounded. Additive over what was used, but for the price of the request itself.
     fn exact(&self, tokens: &Tokens) -> i128 {
         let parts = &tokens.parts;
@@ -208,12 +215,14 @@ impl<'b> Price<'b> {
         self.prices.base.is_free() && self.prices.above.iter().all(|(_, rates)| rates.is_free())
     }
 
-    /// How many tokens may come out of a call with this input for `budget`; `None` where their number does not matter, or is past
-    /// counting. Negative never: 0 where the input alone costs more.
+    /// How many tokens may come out of a call with this input for `budget`, whichever they are of the kinds that `tokens` names: text, and
+    /// reasoning or sound where it has some. `None` where their number does not matter, or is past counting. Negative never: 0 where the
+    /// input alone costs more.
     pub fn most_output(&self, tokens: &Tokens, budget: Money, markup: Percent) -> Option<i64> {
         let fixed = Tokens { output: 0, parts: Parts { reasoning: 0, audio_output: 0, ..tokens.parts }, ..*tokens };
         let (_, rates) = self.prices.rates(tokens.input);
-        let each = i128::from(rates.output.nanos()) * (WHOLE + i128::from(markup.0));
+        let dearest = rates.dearest_output(&tokens.parts);
+        let each = i128::from(dearest.nanos()) * (WHOLE + i128::from(markup.0));
         let room = i128::from(budget.nanos()) * MILLION * WHOLE - rates.exact(&fixed) * (WHOLE + i128::from(markup.0));
         if each == 0 {
             return (room < 0).then_some(0);

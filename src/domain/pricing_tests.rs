@@ -139,7 +139,16 @@ proptest! {
         let model = Model { name: "m".to_owned(), provider: None, prices: vec![Prices { valid_from: None, base: rates, above: Vec::new() }] };
         let (price, markup) = (Price { model: &model, prices: &model.prices[0] }, Percent(markup));
         let budget = Money::from_nanos(budget).unwrap_or_default();
-        let with = |output: i64| price.cost(&Tokens { output, parts: Parts { reasoning: 0, audio_output: 0, ..tokens.parts }, ..tokens }, markup);
+        // Whatever of it is text, reasoning or sound: where all of it is of the dearest kind that was asked about.
+        let with = |output: i64| {
+            let kinds = [(output, 0, 0), (0, output, 0), (0, 0, output)];
+            let asked = [true, 0 < tokens.parts.reasoning, 0 < tokens.parts.audio_output];
+            let costs = kinds.iter().zip(asked).filter(|(_, asked)| *asked).map(|((_, reasoning, audio_output), _)| {
+                let parts = Parts { reasoning: *reasoning, audio_output: *audio_output, ..tokens.parts };
+                price.cost(&Tokens { output, parts, ..tokens }, markup)
+            });
+            costs.max().unwrap()
+        };
         if let Some(most) = price.most_output(&tokens, budget, markup) {
             prop_assert!(most == 0 || with(most) <= budget);
             prop_assert!(budget < with(most + 1));

@@ -192,7 +192,9 @@ impl Problem {
 
     /// [`Problem::from_write`], where the write may be refused for a model without a price: that is told to the operator too.
     pub fn from_priced_write(app: &App, error: WriteError, is_list: bool) -> Self {
-        if let WriteError::Refused(Refusal::Unpriced { model, .. }) = &error {
+        if let WriteError::Refused(Refusal::Unpriced { model, .. }) = &error
+            && !model.is_empty()
+        {
             app.notices.saw_unpriced(model, app.now());
         }
         Self::from_write(error, is_list)

@@ -299,9 +299,11 @@ struct CountedView {
 }
 
 impl CountedView {
-    fn of((user_id, entry): (UserId, StoredEntry), budgets: &[Budget]) -> Self {
+    /// By the budgets of `user`.
+    fn of((user_id, entry): (UserId, StoredEntry), user: &UserId, budgets: &[Budget]) -> Self {
         let place = |budget: &Budget| PlaceView { scope: budget.scope, period: budget.period, source: budget.source };
-        Self { user_id, counts_in: counting(budgets, entry.time).map(place).collect(), entry: EntryView::from(entry) }
+        let counts_in = counting(budgets, entry.time, user_id != *user).map(place).collect();
+        Self { user_id, counts_in, entry: EntryView::from(entry) }
     }
 }
 
@@ -328,10 +330,17 @@ pub async fn show(
     let binding = judgement.decision.binding;
     let grounds = grounds(&app.meter, &catalogue, &user, &view, &ask, now).await?;
     let decision = DecisionView::of(&app, &user, &view.standing, &view.budgets, judgement);
-    Ok(answer(decision, &view, binding, grounds, now))
+    Ok(answer(&user, decision, &view, binding, grounds, now))
 }
 
-fn answer(decision: DecisionView<'_>, view: &View<'_>, binding: Option<Binding>, grounds: Grounds<'_>, now: DateTime<Utc>) -> Response {
+fn answer(
+    user: &UserId,
+    decision: DecisionView<'_>,
+    view: &View<'_>,
+    binding: Option<Binding>,
+    grounds: Grounds<'_>,
+    now: DateTime<Utc>,
+) -> Response {
     let (standing, profile) = (&view.standing, &view.payer.profile);
     let Grounds { estimate, verdicts, grants, rules, set_by, stripe, holds, more_holds, entries } = grounds;
     let amount = estimate.amount.unwrap_or_default();
@@ -361,7 +370,7 @@ fn answer(decision: DecisionView<'_>, view: &View<'_>, binding: Option<Binding>,
         rules,
         holds: holds.iter().map(|hold| HoldView::of(hold, now)).collect(),
         more_holds,
-        entries: entries.into_iter().map(|entry| CountedView::of(entry, &view.budgets)).collect(),
+        entries: entries.into_iter().map(|entry| CountedView::of(entry, user, &view.budgets)).collect(),
     })
     .into_response()
 }

@@ -225,6 +225,9 @@ with_tokens! {
 struct Settled {
     hold: HoldView,
     repeated: bool,
+    /// The model has no price, and the tier lets it pass: nothing was counted.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    unpriced: bool,
 }
 
 async fn settle(app: &App, operation: Operation) -> Result<Response, Problem> {
@@ -238,19 +241,19 @@ async fn settle(app: &App, operation: Operation) -> Result<Response, Problem> {
         | Operation::Tell { .. } => None,
     };
     let reply = app.meter.submit(operation, None).await.map_err(|error| Problem::from_priced_write(app, error, false))?;
-    let (hold, repeated) = match reply.outcome {
+    let (hold, repeated, unpriced) = match reply.outcome {
         Outcome::Ended { hold, repeated, unpriced } => {
-            if unpriced {
+            if unpriced && !repeated {
                 app.notices.saw_unpriced(model.as_deref().or(hold.model.as_deref()).unwrap_or_default(), app.now());
             }
-            (hold, repeated)
+            (hold, repeated, unpriced)
         }
-        Outcome::Extended(hold) => (hold, false),
+        Outcome::Extended(hold) => (hold, false, false),
         Outcome::Recorded(_) | Outcome::Held { .. } | Outcome::NotHeld { .. } | Outcome::Corrected(_) | Outcome::Told => {
             return Err(Problem::from_write(WriteError::Unconfirmed, false));
         }
     };
-    Ok(Json(Settled { hold: HoldView::of(&hold, app.now()), repeated }).into_response())
+    Ok(Json(Settled { hold: HoldView::of(&hold, app.now()), repeated, unpriced }).into_response())
 }
 
 /// `POST /v1/holds/{hold_id}/capture`: the actual cost; what was held beyond it is free again.

@@ -40,7 +40,7 @@ pub async fn payers(
             // Without a subscription it is the calendar's month.
             let of_month = if billing.is_none() { book.spent(Period::Monthly, window) } else { None };
             let spent = match of_month {
-                Some(spent) => spent,
+                Some(spent) => spent.nanos(),
                 None => ledger::spent_in(db, Spender::User(user), window).await?,
             };
             book.count_billing(window, spent);

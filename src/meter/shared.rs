@@ -383,7 +383,7 @@ impl Shared {
     fn unknown(&self, catalogue: &Catalogue, now: DateTime<Utc>) -> Payer {
         let mut book = Book::new(now, &SpentByDay::new(), Money::ZERO, []);
         if catalogue.uses(Period::Billing) {
-            book.count_billing(Period::Billing.window(now, None), Money::ZERO);
+            book.count_billing(Period::Billing.window(now, None), 0);
         }
         Payer { profile: Arc::<Profile>::default(), exists: false, entries: 0, book, grants: None }
     }

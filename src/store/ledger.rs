@@ -40,6 +40,7 @@ const DAYS_OF_ALL_IN_SLOTS: &str = "SELECT day, CAST(LEAST(SUM(spent), 922337203
      WHERE $1 <= day AND day < $2 GROUP BY day";
 const STRETCH: &str = "SELECT CAST(COALESCE(SUM(CASE WHEN kind = 'correction' THEN -cost ELSE cost END), 0) AS BIGINT) FROM usage \
      WHERE user_id = $1 AND $2 <= happened_at AND happened_at < $3";
+const ROLLED: &str = "SELECT CAST(COALESCE(SUM(spent), 0) AS BIGINT) FROM rolled WHERE user_id = $1 AND day = $2";
 const WHOLE_DAYS: &str = "SELECT CAST(COALESCE(SUM(spent), 0) AS BIGINT) FROM spend_by_day WHERE user_id = $1 AND $2 <= day AND day < $3";
 const STRETCH_OF_ACCOUNT: &str = "SELECT CAST(COALESCE(SUM(CASE WHEN kind = 'correction' THEN -cost ELSE cost END), 0) AS BIGINT) \
      FROM usage WHERE account_id = $1 AND $2 <= happened_at AND happened_at < $3";
@@ -137,12 +138,12 @@ pub async fn days(db: &mut Connection, users: &[UserId], first: i64, end: i64) -
 
 pub async fn days_of_all(db: &mut Connection, first: i64, end: i64) -> Result<SpentByDay, StoreError> {
     let rows = db.query_of(DAYS_OF_ALL, DAYS_OF_ALL_IN_SLOTS).bind(first).bind(end).fetch_all().await?;
-    rows.iter().map(|row| Ok((row.try_get("day")?, at_least_nothing(row.try_get("spent")?)))).collect()
+    rows.iter().map(|row| Ok((row.try_get("day")?, Money::at_least_nothing(row.try_get("spent")?)))).collect()
 }
 
 pub async fn spent_by_all(db: &mut Connection) -> Result<Money, StoreError> {
     let days: Vec<i64> = db.query_of(SPENT_BY_ALL, SPENT_BY_ALL_IN_SLOTS).scalars().await?;
-    days.into_iter().try_fold(Money::ZERO, |sum, spent| Ok(sum.saturating_add(at_least_nothing(spent))))
+    days.into_iter().try_fold(Money::ZERO, |sum, spent| Ok(sum.saturating_add(Money::at_least_nothing(spent))))
 }
 
 /// Whose spend is asked for.
@@ -162,8 +163,9 @@ impl<'a> Spender<'a> {
     }
 }
 
-/// What was spent in a window that need not begin at midnight: the sums of whole days, and the records at the edges.
-pub async fn spent_in(db: &mut Connection, spender: Spender<'_>, window: Window) -> Result<Money, StoreError> {
+/// What was spent in a window that need not begin at midnight, less what was taken back, in nano-dollars: the sums of whole days, and the
+/// records at the edges. A user's records that were rolled into the sum of their day count where any of the day does.
+pub async fn spent_in(db: &mut Connection, spender: Spender<'_>, window: Window) -> Result<i64, StoreError> {
     let (start, end) = (micros(window.start), window.end.map_or(i64::MAX, micros));
     let (first, last) = (start.div_euclid(MICROS_PER_DAY) + 1, end.div_euclid(MICROS_PER_DAY));
     let (key, stretch, whole_days) = spender.statements();
@@ -177,21 +179,21 @@ pub async fn spent_in(db: &mut Connection, spender: Spender<'_>, window: Window)
         let part: i64 = db.query(statement).bind(key).bind(from).bind(to).scalar().await?;
         spent = spent.saturating_add(part);
     }
-    Ok(at_least_nothing(spent))
-}
-
-/// A correction may take back, at the edge of a window, what was spent just before it.
-fn at_least_nothing(nanos: i64) -> Money {
-    Money::from_nanos(nanos.max(0)).unwrap_or_default()
+    if let Spender::User(_) = spender {
+        // The last day of an open window is too young for it.
+        let rolled: i64 = db.query(ROLLED).bind(key).bind(first - 1).scalar().await?;
+        spent = spent.saturating_add(rolled);
+    }
+    Ok(spent)
 }
 
 /// What an account spent on the days from `first` to before `end`, and ever.
 pub async fn days_of_account(db: &mut Connection, account: &AccountId, first: i64, end: i64) -> Result<(SpentByDay, Money), StoreError> {
     let rows = db.query(DAYS_OF_ACCOUNT).bind(account.as_str()).bind(first).bind(end).fetch_all().await?;
-    let days = rows.iter().map(|row| Ok((row.try_get("day")?, at_least_nothing(row.try_get("spent")?))));
+    let days = rows.iter().map(|row| Ok((row.try_get("day")?, Money::at_least_nothing(row.try_get("spent")?))));
     let days = days.collect::<Result<SpentByDay, StoreError>>()?;
     let total: i64 = db.query(WHOLE_DAYS_OF_ACCOUNT).bind(account.as_str()).bind(i64::MIN).bind(i64::MAX).scalar().await?;
-    Ok((days, at_least_nothing(total)))
+    Ok((days, Money::at_least_nothing(total)))
 }
 
 /// The entries that an account's users booked in it.

@@ -3,8 +3,10 @@
 use chrono::TimeDelta;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
+use spendgate::config::Config;
 
 use crate::app::{Database, TIERS, TestApp, on_each_database};
+use crate::stripe::paying;
 
 /// The budgets of an answer that come from there.
 fn from(answer: &Value, source: &str) -> Vec<Value> {
@@ -164,4 +166,52 @@ async fn caps_are_audited_and_bad_ones_are_refused_by_field() {
         assert_eq!(changes, expected);
     })
     .await;
+}
+
+#[tokio::test]
+async fn of_budgets_that_block_until_the_same_moment_one_that_paying_does_not_lift_is_named_whatever_its_period() {
+    let tiers = format!("global: {{ budgets: {{ monthly: 1 }}, policy: strict }}\n{TIERS}");
+    on_each_database(&tiers, async |app| {
+        // A Sunday: the day and the week end with it.
+        app.set_clock("2026-01-18T12:00:00Z");
+        set(app, "u", json!({"weekly": "0.1"})).await;
+        app.spend("a", "u", "0.1").await;
+        let blocked = app.check("u").await;
+        assert_eq!((&blocked["reason"], &blocked["binding"]["source"]), (&json!("cap_reached"), &json!("cap")), "{blocked}");
+        assert_eq!((&blocked["retry_at"], &blocked["upgrade_url"]), (&json!("2026-01-19T00:00:00Z"), &Value::Null));
+        // The last day of a month: the user's day ends with the month of all.
+        app.set_clock("2026-01-31T12:00:00Z");
+        app.spend("b", "v", "0.9").await;
+        let blocked = app.check("v").await;
+        assert_eq!((&blocked["reason"], &blocked["binding"]["source"]), (&json!("budget_exhausted"), &json!("global")), "{blocked}");
+        assert_eq!((&blocked["retry_at"], &blocked["upgrade_url"]), (&json!("2026-02-01T00:00:00Z"), &Value::Null));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_cap_of_the_billing_period_counts_what_was_rolled() {
+    for database in Database::ALL {
+        let mut app = TestApp::start(database, TIERS, |config| Config { retention_days: Some(35), ..config }).await;
+        let [customer, mut paid] = paying("u", "price_pro");
+        // A year that began this morning.
+        let item = &mut paid["data"]["object"]["items"]["data"][0];
+        let (start, day) = (app.now().timestamp() - 4 * 3600, 86_400);
+        (item["current_period_start"], item["current_period_end"]) = (json!(start), json!(start + 365 * day));
+        for event in [customer, paid] {
+            app.apply(event).await;
+        }
+        set(&app, "u", json!({"billing": "0.5"})).await;
+        app.spend("a", "u", "0.5").await;
+        assert_eq!(app.check("u").await["reason"], "cap_reached");
+        app.advance(TimeDelta::days(40));
+        app.restart().await;
+        while app.get("/v1/users/u/usage").await.ok()["entries"] != json!([]) {
+            tokio::task::yield_now().await;
+        }
+        app.restart().await;
+        let blocked = app.check("u").await;
+        assert_eq!((&blocked["reason"], &from(&blocked, "cap")[0]["spent"]), (&json!("cap_reached"), &json!(0.5)), "{blocked}");
+        app.stop().await;
+    }
 }

@@ -144,6 +144,32 @@ async fn a_billing_budget_follows_the_subscriptions_own_period() {
 }
 
 #[tokio::test]
+async fn a_correction_at_the_edge_of_a_billing_window_counts_in_memory_as_in_the_store() {
+    on_each_database(CATALOGUE, async |app| {
+        paid(app, "u", "price_stack").await;
+        let spent = async |app: &TestApp| {
+            let answer = app.check("u").await;
+            answer["budgets"].as_array().unwrap().iter().find(|budget| budget["period"] == "billing").unwrap()["spent"].clone()
+        };
+        let mut later = crate::stripe::subscription("cus_u", "active", "price_stack");
+        later["items"]["data"][0]["current_period_start"] = json!(crate::stripe::T + 11 * 86_400 + 36_000);
+        later["items"]["data"][0]["current_period_end"] = json!(crate::stripe::T + 42 * 86_400 + 36_000);
+        app.post("/v1/usage", json!({"id": "before", "user_id": "u", "cost": "0.5", "time": "2026-01-12T09:00:00Z"})).await.ok();
+        app.deliver(crate::stripe::updated(9, later).to_string().as_bytes()).await.ok();
+        assert_eq!(spent(app).await, json!(0));
+        // The day has as much, the window has not.
+        let correction = json!({"id": "c", "user_id": "u", "amount": "0.25", "reason": "test", "time": "2026-01-12T11:00:00Z"});
+        app.post("/v1/corrections", &correction).await.ok();
+        assert_eq!(spent(app).await, json!(0));
+        app.spend("after", "u", "0.375").await;
+        assert_eq!(spent(app).await, json!(0.125));
+        app.restart().await;
+        assert_eq!(spent(app).await, json!(0.125));
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_checkout_that_fails_does_not_begin_a_billing_period_anew() {
     let tiers = CATALOGUE.replace("free: { rank: 0, budgets: { daily: 0.10 }", "free: { rank: 0, budgets: { billing: 1 }");
     on_each_database(&tiers, async |app| {

@@ -172,6 +172,7 @@ async fn what_fills_a_shared_budget_is_everybodys_and_what_fills_ones_own_is_not
         let yesterday = json!({"id": "old", "user_id": "v", "cost": 0.4, "time": "2026-01-11T23:59:59Z"});
         app.post("/v1/usage", yesterday).await.ok();
         app.post("/v1/holds", json!({"id": "h", "user_id": "v", "estimated_cost": 0.1})).await.ok();
+        app.put("/v1/users/u/caps", json!({"daily": 1})).await.ok();
         let explained = explain(app, "u", "").await;
         assert_eq!((&explained["tier"]["account_id"], &explained["tier"]["scope"]), (&json!("acme"), &json!("account")));
         assert_eq!(budget(&explained, "account", "daily")["spent"], json!(0.5));
@@ -179,7 +180,8 @@ async fn what_fills_a_shared_budget_is_everybodys_and_what_fills_ones_own_is_not
         // What was spent before he joined is not the account's; what is of yesterday counts in the month of all only.
         assert_eq!(ids(&explained["entries"]), ["of-v", "of-u", "old"]);
         let counts = |entry: &Value| entry["counts_in"].as_array().unwrap().iter().map(|one| one["scope"].clone()).collect::<Vec<_>>();
-        assert_eq!(counts(&explained["entries"][0]), ["account", "global"]);
+        assert_eq!(counts(&explained["entries"][0]), ["account", "global"], "his cap counts his own");
+        assert_eq!(counts(&explained["entries"][1]), ["account", "user", "global"]);
         assert_eq!(counts(&explained["entries"][2]), ["global"]);
         assert_eq!((&explained["entries"][0]["user_id"], &explained["entries"][0]["cost"]), (&json!("v"), &json!(0.3)));
         // Alone again he has what is his own, wherever it was spent.

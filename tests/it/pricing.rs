@@ -193,6 +193,29 @@ async fn a_capture_is_priced_by_the_provider_of_its_hold_and_what_reduces_holds_
 }
 
 #[tokio::test]
+async fn a_capture_that_counts_nothing_says_so_and_one_that_names_no_model_is_refused() {
+    on_each_database(TIERS, async |app| {
+        put_in(app, "lab", "lab").await;
+        for (id, model) in [("h", None), ("n", Some("brand-new"))] {
+            let hold = json!({"id": id, "user_id": "lab", "estimated_cost": 0.5, "model": model});
+            app.post("/v1/holds", hold).await.ok();
+        }
+        let tokens = json!({"input_tokens": 1000, "output_tokens": 500});
+        let refused = app.post("/v1/holds/h/capture", &tokens).await.problem(422, "unknown_model");
+        assert_eq!(refused["field"], "model");
+        assert_eq!(app.get("/v1/holds/h").await.ok()["state"], "open");
+        for repeated in [false, true] {
+            let told = app.post("/v1/holds/n/capture", &tokens).await.ok();
+            let expected = (&json!(0), &json!(repeated), &json!(true));
+            assert_eq!((&told["hold"]["captured"], &told["repeated"], &told["unpriced"]), expected, "{told}");
+        }
+        let told = app.post("/v1/holds/h/capture", json!({"cost": 0})).await.ok();
+        assert_eq!(told.get("unpriced"), None, "{told}");
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_late_record_is_priced_as_it_was() {
     on_each_database(TIERS, async |app| {
         put_in(app, "u", "pro").await;

@@ -232,3 +232,15 @@ async fn days_of_which_only_sums_are_kept_are_told() {
         app.stop().await;
     }
 }
+
+#[tokio::test]
+async fn a_cap_that_was_half_full_before_is_half_full_where_a_simulation_begins() {
+    on_each_database(TIERS, async |app| {
+        app.put("/v1/users/u/caps", json!({"monthly": "0.25"})).await.ok();
+        three_days(app).await;
+        let told = simulate(app, "u", TIERS, json!({"since": "2026-01-12T00:00:00Z"})).await;
+        // 25.5 cents were spent before.
+        assert_eq!((&told["block"]["calls"], &told["block"]["first"]["binding"]["source"]), (&json!(1), &json!("cap")), "{told}");
+    })
+    .await;
+}

@@ -252,6 +252,16 @@ impl<'s> Checker<'s> {
         Ok(Part { items: range.items, ..Part::new(kind, steps) })
     }
 
+    /// A budget is asked for by the name of a period: another one is never there, and whoever wrote it would not be told.
+    fn period(&self, name: &IdedExpr, of: &Part) -> Result<(), Told> {
+        let Expr::Literal(LiteralValue::String(text)) = &name.expr else { return Ok(()) };
+        let text = text.inner();
+        if of.kind != Kind::Budgets || Period::parse(text).is_some() {
+            return Ok(());
+        }
+        self.fault(name, format!("`{text}` is not a period; {}", instead(text, &Period::ALL.map(Period::name))))
+    }
+
     fn call(&mut self, expr: &IdedExpr, call: &CallExpr, depth: usize) -> Result<Part, Told> {
         let name = call.func_name.as_str();
         let target = match &call.target {
@@ -261,6 +271,10 @@ impl<'s> Checker<'s> {
         let args = call.args.iter().map(|arg| self.part(arg, depth + 1)).collect::<Result<Vec<_>, _>>()?;
         let below = target.iter().chain(&args).fold(1_u64, |sum, part| sum.saturating_add(part.steps));
         let of = |kind: Kind, more: u64| Ok(Part::new(kind, below.saturating_add(more)));
+        match (name, args.as_slice(), call.args.as_slice()) {
+            (operators::IN, [_, budgets], [period, _]) | (operators::INDEX, [budgets, _], [_, period]) => self.period(period, budgets)?,
+            _ => {}
+        }
         match (name, target, args.as_slice()) {
             (operators::CONDITIONAL, None, [condition, yes, no]) => {
                 let kind = kinds::either(yes.kind, no.kind).filter(|_| condition.kind.is_truth());
