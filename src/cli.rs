@@ -162,10 +162,10 @@ async fn open_store(config: &Config) -> anyhow::Result<Store> {
     Store::open(&config.database).await.with_context(|| format!("{} cannot be opened", config.database))
 }
 
-/// Opens the database that a service has made.
+/// Opens the database that a service of this version has made, and changes nothing of it.
 async fn open_known_store(config: &Config) -> anyhow::Result<Store> {
     if let Some(file) = config.database.file().filter(|file| !file.exists()) {
         bail!("there is no database at {}; `spendgate serve` makes it", file.display());
     }
-    open_store(config).await
+    Store::open_as_it_is(&config.database).await.with_context(|| format!("{} cannot be used", config.database))
 }

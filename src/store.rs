@@ -29,6 +29,7 @@ pub mod verify;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use sqlx::migrate::Migrator;
 
 use crate::domain::operation::Fingerprint;
 pub use address::{Address, AddressError, Hosts};
@@ -106,12 +107,60 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug)]
 pub struct Store(Backend<Files, Cluster>);
 
+/// Whether a schema of before is brought up to date; the program of before does not run on it then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Schema {
+    Migrate,
+    AsItIs,
+}
+
+impl Schema {
+    /// Whether it can be worked with where nothing may be changed. `found`: the last migration that the database has seen.
+    fn check(found: Option<i64>, migrations: &Migrator) -> Result<(), StoreError> {
+        let known = newest(migrations);
+        let why = match found.unwrap_or_default() {
+            found if found == known => return Ok(()),
+            0 => "the database has no tables yet; `spendgate serve` makes them".to_owned(),
+            found if known < found => format!("the database has schema {found}, of a later version; this one has {known}"),
+            found => format!(
+                "the database has schema {found}, and this version {known}; a start of the service (`spendgate serve`) brings it up to date, after which the \
+                 version of before does not run on it: make a backup first"
+            ),
+        };
+        Err(StoreError(sqlx::Error::Configuration(why.into())))
+    }
+}
+
+/// The last migration that the database has seen, by a program such as this one.
+const SEEN: &str = "SELECT MAX(version) FROM _sqlx_migrations";
+
+/// A database without the table has seen none.
+fn seen_or_none(seen: Result<Option<i64>, sqlx::Error>) -> Result<Option<i64>, StoreError> {
+    match seen {
+        Err(sqlx::Error::Database(_)) => Ok(None),
+        seen => Ok(seen?),
+    }
+}
+
+fn newest(migrations: &Migrator) -> i64 {
+    migrations.iter().map(|migration| migration.version).max().unwrap_or_default()
+}
+
 impl Store {
     /// Opens it, makes what is missing, and brings its schema up to date.
     pub async fn open(address: &Address) -> Result<Self, StoreError> {
+        Self::open_with(address, Schema::Migrate).await
+    }
+
+    /// The same of a database that a service of this version has made: any other one is refused, and left as it is.
+    pub async fn open_as_it_is(address: &Address) -> Result<Self, StoreError> {
+        Self::open_with(address, Schema::AsItIs).await
+    }
+
+    async fn open_with(address: &Address, schema: Schema) -> Result<Self, StoreError> {
         Ok(Self(match address {
-            Address::Sqlite(path) => Backend::Sqlite(Files::open(path).await?),
-            Address::Postgres(hosts) => Backend::Postgres(Cluster::connect(hosts).await?),
+            Address::Sqlite(path) => Backend::Sqlite(Files::open(path, schema).await?),
+            Address::Postgres(hosts) => Backend::Postgres(Cluster::connect(hosts, schema).await?),
         }))
     }
 
@@ -142,11 +191,10 @@ impl Store {
 
     /// The number of the last migration that this program knows.
     pub fn known_schema(&self) -> i64 {
-        let migrations = match &self.0 {
+        newest(match &self.0 {
             Backend::Sqlite(_) => &sqlite::MIGRATIONS,
             Backend::Postgres(_) => &postgres::MIGRATIONS,
-        };
-        migrations.iter().map(|migration| migration.version).max().unwrap_or_default()
+        })
     }
 
     /// Reads of one moment, however many statements they take.

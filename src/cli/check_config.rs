@@ -1,11 +1,12 @@
 //! `spendgate check-config`
 
-use super::serve::read_tls;
+use super::serve::{read_tls, retention};
 use super::{Machine, read_catalogue, read_config, say};
 
 pub fn run(machine: &Machine) -> anyhow::Result<()> {
     let config = read_config(machine)?;
     let (catalogue, sources) = read_catalogue(&config)?;
+    retention(&config, &catalogue)?;
     read_tls(&config)?;
     say(format_args!("{}: {} tiers, the default is {}", sources.tiers, catalogue.tiers().len(), catalogue.default_tier().name));
     for tier in catalogue.tiers() {

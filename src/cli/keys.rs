@@ -5,7 +5,7 @@ use chrono::{SubsecRound, TimeDelta};
 use clap::Subcommand;
 
 use super::table::table;
-use super::{Machine, Misconfigured, open_store, read_config, say};
+use super::{Machine, Misconfigured, open_known_store, read_config, say};
 use crate::domain::period::rfc3339;
 use crate::http::auth::{NewKey, Scopes, new_key};
 use crate::http::key_book::{self, COMMAND_LINE, Hand, LIFETIME_SECONDS, OVERLAP_SECONDS};
@@ -64,7 +64,7 @@ fn time(text: &str) -> Option<TimeDelta> {
 
 pub async fn run(command: Keys, machine: &Machine) -> anyhow::Result<()> {
     let config = read_config(machine)?;
-    let store = open_store(&config).await?;
+    let store = open_known_store(&config).await?;
     let hand = Hand { key_id: COMMAND_LINE, now: (machine.clock)().trunc_subsecs(6) };
     match command {
         Keys::Create { name, scopes, expires_in } => {

@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 
 use super::Misconfigured;
 use crate::config::Listen;
@@ -49,7 +49,7 @@ pub fn listen(setting: &str, wanted: &Listen, limits: &Limits) -> anyhow::Result
 
 fn cannot_listen(setting: &str, wanted: &Listen, error: std::io::Error) -> anyhow::Error {
     if error.kind() == ErrorKind::AddrInUse {
-        return Misconfigured(format!("{setting}: {wanted} is in use; choose another port")).into();
+        return anyhow!("{setting}: {wanted} is in use; choose another port, or stop what listens there");
     }
     anyhow::Error::from(error).context(format!("cannot listen on {wanted}"))
 }
@@ -61,12 +61,12 @@ fn replace_stale(path: &Path) -> anyhow::Result<()> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error).with_context(|| format!("{} cannot be looked at", path.display())),
     };
-    let refused = |why: &str| Misconfigured(format!("LISTEN_ADDR: {} {why}", path.display()));
+    let told = |why: &str| format!("LISTEN_ADDR: {} {why}", path.display());
     if !found.file_type().is_socket() {
-        return Err(refused("is there and is not a socket; choose another path").into());
+        return Err(Misconfigured(told("is there and is not a socket; choose another path")).into());
     }
     match UnixStream::connect(path) {
-        Ok(_) => Err(refused("is served by another process already; stop it, or choose another path").into()),
+        Ok(_) => Err(anyhow!(told("is served by another process already; stop it, or choose another path"))),
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
             fs::remove_file(path).with_context(|| format!("{}, which a process left behind, cannot be removed", path.display()))
         }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread::available_parallelism;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use chrono::{SubsecRound, TimeDelta};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, oneshot};
@@ -203,7 +203,8 @@ pub fn stripe_client(config: &Config, machine: &Machine) -> anyhow::Result<Clien
 /// The edges of a subscription's period are summed from rows, and a period of up to four years is believed.
 const RETENTION_DAYS_OF_BILLING: u32 = 1500;
 
-fn retention(config: &Config, catalogue: &Catalogue) -> anyhow::Result<Option<TimeDelta>> {
+/// How long rows are kept.
+pub fn retention(config: &Config, catalogue: &Catalogue) -> anyhow::Result<Option<TimeDelta>> {
     let Some(days) = config.retention_days else { return Ok(None) };
     if days < RETENTION_DAYS_OF_BILLING && catalogue.uses(Period::Billing) {
         let why = format!(
@@ -272,8 +273,7 @@ pub fn lock(database: &Address) -> anyhow::Result<Option<File>> {
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
         Err(TryLockError::WouldBlock) => {
-            let why = format!("{} is served by another process already; stop it, or set another DATA_DIR", database.display());
-            Err(Misconfigured(why).into())
+            bail!("{} is served by another process already; stop it, or set another DATA_DIR", database.display())
         }
         Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("{} cannot be locked", path.display())),
     }

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use super::table::table;
 use super::{Machine, Misconfigured, open_known_store, read_catalogue, read_config, say};
 use crate::current::Current;
-use crate::domain::decide::{Action, decide};
-use crate::domain::money::Money;
+use crate::domain::decide::{Action, Decision};
+use crate::domain::judge::{Ask, Caller, judge};
 use crate::domain::period::rfc3339;
 use crate::domain::subscription::Status;
 use crate::domain::user::{TierSource, UserId};
@@ -32,15 +32,17 @@ pub async fn run(args: Args, machine: Machine) -> anyhow::Result<ExitCode> {
     let (meter, writer) = Meter::start(store.clone(), catalogue.clone(), machine.clock.clone(), Settings::default()).await?;
     let catalogue = catalogue.load_full();
     let view = meter.view(&catalogue, &user, now).await?;
-    let action = show(&user, &view);
+    let caller = Caller { user: &user, account: view.payer.profile.account.as_ref(), tier: view.standing.tier };
+    let decision = judge(&catalogue, caller, &view.budgets, &Ask::default(), now).decision;
+    show(&user, &view, &decision);
     drop(view);
     drop(meter);
     writer.await?;
     store.close().await;
-    Ok(if action == Action::Block { ExitCode::from(BLOCKED) } else { ExitCode::SUCCESS })
+    Ok(if decision.action == Action::Block { ExitCode::from(BLOCKED) } else { ExitCode::SUCCESS })
 }
 
-fn show(user: &UserId, view: &View<'_>) -> Action {
+fn show(user: &UserId, view: &View<'_>, decision: &Decision) {
     let (standing, profile) = (&view.standing, &view.payer.profile);
     let source = match standing.source {
         TierSource::Manual => {
@@ -70,7 +72,5 @@ fn show(user: &UserId, view: &View<'_>) -> Action {
         rows.push(vec![scope.to_owned(), budget.period.name().to_owned(), limit, spent, format!("{}.{} %", used / 10, used % 10), resets]);
     }
     say(table(&rows));
-    let decision = decide(&view.budgets, Money::ZERO);
     say(format_args!("a check answers {}: {}", decision.action.name(), decision.message));
-    decision.action
 }

@@ -284,6 +284,7 @@ pub async fn capture(
 #[utoipa::path(
     post, path = "/v1/holds/{hold_id}/release", tag = "holds", operation_id = "release_hold",
     params(("hold_id" = Name, Path, description = "the caller's id of the hold")),
+    request_body(content = Option<ReleaseBody>, description = "may be left out"),
     responses((status = 200, description = "the hold, given back", body = Settled)),
     security(("bearer" = ["write"])),
     extensions(("x-problem-codes" = json!([ErrorCode::HoldNotFound, ErrorCode::HoldEnded, ErrorCode::Busy]))),
@@ -293,10 +294,21 @@ pub async fn release(
     key: Bearer,
     PathId(hold_id): PathId,
     Params(NoParams {}): Params<NoParams>,
+    body: Body,
 ) -> Result<Response, Problem> {
     require(&app, &key, Scope::Write).await?;
+    let body = body::read(body, BODY_BYTES_MAX).await?;
+    if !body.is_empty() {
+        // Whoever says what it cost meant to capture it.
+        let ReleaseBody {} = body::one(&body)?;
+    }
     settle(&app, Operation::Release { hold_id }).await
 }
+
+/// A release says nothing more.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct ReleaseBody {}
 
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

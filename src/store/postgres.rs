@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use super::backend::Backend;
 use super::lent::Lent;
 use super::news::Listener;
-use super::{ACQUIRE_TIMEOUT, Connection, Hosts, StoreError, Tx, corrupt};
+use super::{ACQUIRE_TIMEOUT, Connection, Hosts, SEEN, Schema, StoreError, Tx, corrupt, seen_or_none};
 
 pub(super) static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("migrations/postgres");
 
@@ -110,7 +110,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Cluster {
-    pub(super) async fn connect(hosts: &Hosts) -> Result<Self, StoreError> {
+    pub(super) async fn connect(hosts: &Hosts, schema: Schema) -> Result<Self, StoreError> {
         let mut hosts = hosts.clone();
         for options in &mut hosts.options {
             *options = options.clone().application_name("spendgate").options(SETTINGS);
@@ -142,8 +142,16 @@ impl Cluster {
         // Before anything is changed, and locked by a session that may be lent.
         look(&pool).await?;
         let mut migrating = hosts.options.get(host).cloned().unwrap_or_default().connect().await?;
-        migrating.execute(sqlx::raw_sql(BE_PATIENT)).await?;
-        MIGRATIONS.run(&mut migrating).await?;
+        match schema {
+            Schema::Migrate => {
+                migrating.execute(sqlx::raw_sql(BE_PATIENT)).await?;
+                MIGRATIONS.run(&mut migrating).await?;
+            }
+            Schema::AsItIs => {
+                let seen = sqlx::query_scalar(SEEN).fetch_one(&mut migrating).await;
+                Schema::check(seen_or_none(seen)?, &MIGRATIONS)?;
+            }
+        }
         migrating.close().await?;
         let current = RwLock::new(Current { pool, host, timeline });
         let inner = Arc::new(Inner { hosts, current, generation, roles: Mutex::new(roles) });

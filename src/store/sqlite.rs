@@ -13,7 +13,7 @@ use tracing::warn;
 
 use super::backend::Backend;
 use super::journal::{DROPPED_AT_ONCE, Journal, Numbered};
-use super::{ACQUIRE_TIMEOUT, Connection, StoreError, Tx, corrupt, settle};
+use super::{ACQUIRE_TIMEOUT, Connection, SEEN, Schema, StoreError, Tx, corrupt, seen_or_none, settle};
 
 pub(super) static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("migrations/sqlite");
 
@@ -74,8 +74,8 @@ pub struct Files {
 }
 
 impl Files {
-    /// Opens the file, makes it where it is missing, brings its schema up to date, and its tables up to the journal.
-    pub(super) async fn open(path: &Path) -> Result<Self, StoreError> {
+    /// Opens the file, makes it where it is missing, brings its schema up to date where it may, and its tables up to the journal.
+    pub(super) async fn open(path: &Path, schema: Schema) -> Result<Self, StoreError> {
         // FULL: a commit is on the disk before it is answered, in WAL mode too.
         let file = |path: &Path, checkpoint_pages: &'static str| {
             SqliteConnectOptions::new()
@@ -94,7 +94,13 @@ impl Files {
             SqlitePoolOptions::new().max_connections(connections).acquire_timeout(ACQUIRE_TIMEOUT).test_before_acquire(false)
         };
         let writer = pool(1).connect_with(options.clone()).await?;
-        MIGRATIONS.run(&writer).await?;
+        match schema {
+            Schema::Migrate => MIGRATIONS.run(&writer).await?,
+            Schema::AsItIs => {
+                let seen = sqlx::query_scalar(SEEN).fetch_one(&writer).await;
+                Schema::check(seen_or_none(seen)?, &MIGRATIONS)?;
+            }
+        }
         let anchor = Anchor::drop_at(&options).await?;
         let readers = pool(READERS).connect_with(options.pragma("cache_size", CACHE_KIB_OF_READERS)).await?;
         let journal = Journal::open(file(&journal_path(path), CHECKPOINT_PAGES_OF_JOURNAL)).await?;

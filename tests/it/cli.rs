@@ -56,7 +56,7 @@ fn a_first_start_makes_a_key_shows_it_once_and_ends_on_sigterm() {
     assert!(told.contains("shown this once: sg_") && told.contains("listens on http://127.0.0.1:"), "{told}");
     // A second process is refused while the first one owns the file.
     let (code, _, err) = run(folder.path(), &["serve"], &[("LISTEN_ADDR", "127.0.0.1:0")]);
-    assert_eq!(code, 2);
+    assert_eq!(code, 1, "it may be over in a moment");
     assert!(err.contains("served by another process"), "{err}");
     let terminate = |child: &std::process::Child| Command::new("kill").arg(child.id().to_string()).status().unwrap();
     terminate(&first);
@@ -147,4 +147,71 @@ async fn status_shows_a_user_beside_the_running_service_and_ends_with_3_when_blo
         assert!(out.contains("free (the default)") && out.contains("100.0 %") && out.contains("BLOCK"), "{out}");
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_answers_as_a_check_does_by_the_operators_rules_too() {
+    let tiers =
+        TIERS.replacen("tiers:\n", "rules:\n  - { name: closed, when: \"true\", action: BLOCK, message: We are closed. }\ntiers:\n", 1);
+    on_each_database(&tiers, async |app| {
+        std::fs::write(app.folder.path().join("tiers.yaml"), &tiers).unwrap();
+        let (code, out, err) = run(app.folder.path(), &["status", "u"], &[("DATABASE_URL", &app.database().url())]);
+        assert_eq!((code, app.check("u").await["action"].as_str()), (3, Some("BLOCK")), "{out}{err}");
+        assert!(out.contains("BLOCK: We are closed."), "{out}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_looks_leaves_a_schema_of_another_version_as_it_is() {
+    on_each_database(TIERS, async |app| {
+        let database = app.database().url();
+        let seen = async |app: &crate::app::TestApp| app.column("SELECT CAST(MAX(version) AS TEXT) FROM _sqlx_migrations").await;
+        let newest = seen(app).await;
+        std::fs::write(app.folder.path().join("other.yaml"), TIERS.replace("daily: 0.10", "daily: 0.20")).unwrap();
+        let commands = [
+            &["status", "u"][..],
+            &["explain", "u"],
+            &["verify"],
+            &["plan", "--tiers", "other.yaml"],
+            &["simulate", "--tiers", "other.yaml"],
+            &["keys", "list"],
+        ];
+        for (change, told) in [
+            ("UPDATE _sqlx_migrations SET version = 999 WHERE version = (SELECT MAX(version) FROM _sqlx_migrations)", "of a later version"),
+            ("DELETE FROM _sqlx_migrations WHERE version = 999", "make a backup first"),
+        ] {
+            app.execute(change).await;
+            let before = seen(app).await;
+            assert_ne!(before, newest);
+            for command in commands {
+                let (code, out, err) = run(app.folder.path(), command, &[("DATABASE_URL", &database)]);
+                assert!(code == 1 && err.contains(told), "{command:?}: {code} {out}{err}");
+            }
+            assert_eq!(seen(app).await, before, "nothing was brought up to date");
+        }
+        app.execute("DROP TABLE _sqlx_migrations").await;
+        let (code, _, err) = run(app.folder.path(), &["verify"], &[("DATABASE_URL", &database)]);
+        assert!(code == 1 && err.contains("no tables yet"), "{err}");
+    })
+    .await;
+}
+
+#[test]
+fn a_key_is_not_made_where_no_service_would_know_it() {
+    let folder = folder();
+    let (code, _, err) = run(folder.path(), &["keys", "create", "--name", "app"], &[]);
+    assert!(code == 1 && err.contains("there is no database at"), "{err}");
+    assert_eq!(folder.path().read_dir().unwrap().count(), 0);
+}
+
+#[test]
+fn check_config_refuses_what_a_start_refuses_of_how_long_rows_are_kept() {
+    let folder = folder();
+    let tiers = "default_tier: free\ntiers:\n  free: { rank: 0, budgets: { billing: 1 }, policy: strict }\n";
+    std::fs::write(folder.path().join("tiers.yaml"), tiers).unwrap();
+    for command in ["check-config", "serve"] {
+        let (code, _, err) = run(folder.path(), &[command], &[("RETENTION_DAYS", "400")]);
+        assert!(code == 2 && err.contains("RETENTION_DAYS"), "{command}: {err}");
+    }
 }

@@ -258,7 +258,7 @@ async fn a_copy_that_began_before_the_source_was_served_again_does_not_go_on() {
     app.restart_after_stop().await;
     // A source that is served is left alone.
     let (code, _, err) = target.copy(&app);
-    assert!(code == 2 && err.contains("served by another process already; stop it"), "{code} {err}");
+    assert!(code == 1 && err.contains("served by another process already; stop it"), "{code} {err}");
     app.stop().await;
     let (code, _, err) = target.copy(&app);
     assert!(code == 2 && err.contains("as it was before it was served again"), "{code} {err}");

@@ -113,7 +113,10 @@ async fn a_hold_expires_by_the_clock_alone_and_a_late_capture_still_counts() {
 async fn a_released_hold_gives_everything_back() {
     on_each_database(TIERS, async |app| {
         app.post("/v1/holds", ask("h", "u", 0.1)).await.ok();
-        let released = app.post("/v1/holds/h/release", "").await.ok();
+        // Whoever says what it cost meant to capture it.
+        assert_eq!(app.post("/v1/holds/h/release", json!({"cost": 0.05})).await.problem(422, "unknown_field")["field"], "cost");
+        app.post("/v1/holds/h/release", "{").await.problem(400, "malformed_json");
+        let released = app.post("/v1/holds/h/release", "{}").await.ok();
         assert_eq!((&released["hold"]["state"], &released["repeated"]), (&json!("released"), &json!(false)));
         assert_eq!(app.post("/v1/holds/h/release", "").await.ok()["repeated"], json!(true));
         app.post("/v1/holds/h/capture", json!({"cost": 0.1})).await.problem(409, "hold_ended");

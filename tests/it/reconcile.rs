@@ -164,7 +164,7 @@ async fn the_command_says_what_differs_and_mends_it() {
         // Beside a running service it would change what the service has in memory, where that is not asked for again.
         if !story.app.is_postgres() {
             let refused = spendgate(&story.app, &api_base, &["sync"]);
-            assert_eq!(refused.status.code(), Some(2), "{}", told(&refused));
+            assert_eq!(refused.status.code(), Some(1), "{}", told(&refused));
             assert!(told(&refused).contains("POST /v1/reconciliation"), "{}", told(&refused));
         }
         story.app.stop().await;
