@@ -111,12 +111,13 @@ impl Teller {
     pub fn new(store: Store, clock: Clock, settings: &Settings, holder: String, seed: u64) -> Result<Arc<Self>, NoClient> {
         // One process owns a file, so what one of before held is this one's.
         let holder = if let Backend::Sqlite(_) = store.backend() { "owner".to_owned() } else { holder };
+        let speaks_tls = settings.endpoints.iter().any(|endpoint| endpoint.url.scheme() == "https");
         let receivers = settings.endpoints.iter().cloned().map(|endpoint| Receiver { endpoint, turn: tokio::sync::Mutex::default() });
         Ok(Arc::new(Self {
             store,
             clock,
             receivers: receivers.collect(),
-            post: Post::new(settings.allowed.clone(), settings.deadline)?,
+            post: Post::new(settings.allowed.clone(), settings.deadline, speaks_tls)?,
             holder,
             luck: Mutex::new(fastrand::Rng::with_seed(seed)),
             news: watch::Sender::new(()),

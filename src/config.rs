@@ -186,12 +186,14 @@ fn webhook_secrets(value: Option<String>) -> Result<Vec<Secret>, ConfigError> {
     let parts = value.split(',').map(str::trim).filter(|part| !part.is_empty());
     parts
         .map(|part| {
-            let well_formed = part.starts_with("whsec_") && part.len() > "whsec_".len() && part.chars().all(|c| c.is_ascii_graphic());
+            // Not a placeholder, which everybody knows.
+            let is_of_a_secret = |c: char| c.is_ascii_alphanumeric() || "_-+/=".contains(c);
+            let well_formed = part.strip_prefix("whsec_").is_some_and(|rest| !rest.is_empty() && rest.chars().all(is_of_a_secret));
             let secret = Secret::new(part).filter(|_| well_formed);
             secret.ok_or_else(|| {
                 fault(
                     "STRIPE_WEBHOOK_SECRETS",
-                    "each secret begins with whsec_; Stripe shows it beside the endpoint, several are separated by commas",
+                    "each secret is whsec_ and letters and digits behind it; Stripe shows it beside the endpoint, several are separated by commas",
                 )
             })
         })
@@ -305,6 +307,7 @@ mod tests {
         check("DATABASE_URL", "postgres://user:password@db");
         check("DATABASE_URL", "sqlite::memory:");
         check("STRIPE_WEBHOOK_SECRETS", "whsec_good,wrong-one");
+        check("STRIPE_WEBHOOK_SECRETS", "whsec_...");
         check("STRIPE_API_KEY", "pk_live_123");
         check("STRIPE_API_KEY", "sk_something");
         check("STRIPE_API_KEY", "sk_test_with a blank");

@@ -137,7 +137,9 @@ const SEEN: &str = "SELECT MAX(version) FROM _sqlx_migrations";
 /// A database without the table has seen none.
 fn seen_or_none(seen: Result<Option<i64>, sqlx::Error>) -> Result<Option<i64>, StoreError> {
     match seen {
-        Err(sqlx::Error::Database(_)) => Ok(None),
+        Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("42P01") || error.message().contains("no such table") => {
+            Ok(None)
+        }
         seen => Ok(seen?),
     }
 }

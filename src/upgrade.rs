@@ -18,7 +18,7 @@ use crate::store::{StoreError, accounts};
 use crate::stripe::client::{Checkout, CheckoutSession, Client, Idempotency, Patience, PortalFlow, StripeError};
 use crate::sync::asking::{AskError, Asker};
 use crate::sync::{self, Owner, Touched};
-use slots::{Openings, Session, Slots};
+use slots::{Openings, Page, Selling, Session, Slots};
 pub use token::{Claim, Key, Purpose, TokenError};
 use way::{Way, way};
 
@@ -107,12 +107,14 @@ impl Upgrades {
             customer => customer?,
         };
         let way = way(&client.subscriptions_of(&customer, now).await?, catalogue, target);
-        if let Some(url) = slot.known(&claim.target, &customer, &way, now) {
-            return Ok(Destination::Stripe(url));
-        }
         let ours = format!("{}/billing/return/", self.public_url);
         let back = self.back(claim, now);
         let visit = Visit { client: &client, customer: &customer, user: &claim.user, target, back, ours: &ours, now };
+        if let Some(page) = slot.known(&claim.target, &customer, &way, now)
+            && visit.stands(&page).await?
+        {
+            return Ok(Destination::Stripe(page.url));
+        }
         let made = match visit.session(&way).await {
             // What the portal does not let him change he may change by hand.
             Err(error) if error.is_final() && matches!(way, Way::Change { .. } | Way::Pay { .. }) => {
@@ -122,9 +124,9 @@ impl Upgrades {
             made => made,
         };
         match made {
-            Ok(Some((url, until))) => {
-                let session = Session { target: claim.target.clone(), customer, way, url: url.clone(), until };
-                slot.keep(session, now);
+            Ok(Some(page)) => {
+                let url = page.url.clone();
+                slot.keep(Session { target: claim.target.clone(), customer, way, page }, now);
                 Ok(Destination::Stripe(url))
             }
             Ok(None) => Ok(Destination::Plans),
@@ -230,8 +232,8 @@ struct Visit<'a> {
 }
 
 impl Visit<'_> {
-    /// The page for a way, and until when it is handed out; `None` where Stripe does not sell the target.
-    async fn session(&self, way: &Way) -> Result<Option<(String, DateTime<Utc>)>, StripeError> {
+    /// The page for a way; `None` where Stripe does not sell the target.
+    async fn session(&self, way: &Way) -> Result<Option<Page>, StripeError> {
         let flow = match way {
             Way::Home => PortalFlow::Home,
             Way::Pay { invoice } => {
@@ -240,7 +242,7 @@ impl Visit<'_> {
                     None => None,
                 };
                 match open {
-                    Some(url) => return Ok(Some((url, self.now + TimeDelta::seconds(PORTAL_SECONDS)))),
+                    Some(url) => return Ok(Some(Page { url, until: self.now + TimeDelta::seconds(PORTAL_SECONDS), checkout: None })),
                     None => PortalFlow::PaymentMethodUpdate,
                 }
             }
@@ -254,7 +256,13 @@ impl Visit<'_> {
         self.portal(flow).await.map(Some)
     }
 
-    async fn checkout(&self, ended: usize) -> Result<Option<(String, DateTime<Utc>)>, StripeError> {
+    /// Whether a page that was made before is still the right one: a checkout that is open, and sells what the target is sold as by now.
+    async fn stands(&self, page: &Page) -> Result<bool, StripeError> {
+        let Some(Selling { session, price }) = &page.checkout else { return Ok(true) };
+        Ok(self.price().await?.as_ref() == Some(price) && self.client.is_checkout_open(session).await?)
+    }
+
+    async fn checkout(&self, ended: usize) -> Result<Option<Page>, StripeError> {
         let Some(price) = self.price().await? else { return Ok(None) };
         // One that was made for another user of the account, or on the day before, serves as well; whoever looks at it stays there.
         let open = self.client.open_checkout_sessions(self.customer, &price).await?;
@@ -264,7 +272,7 @@ impl Visit<'_> {
         };
         self.client.end_other_checkouts(self.customer, &session.id, self.ours).await?;
         let until = session.expires_at.map_or(self.now, |ends| ends - MARGIN);
-        Ok(Some((session.url, until)))
+        Ok(Some(Page { url: session.url, until, checkout: Some(Selling { session: session.id, price }) }))
     }
 
     async fn new_checkout(&self, price: &str, ended: usize) -> Result<CheckoutSession, StripeError> {
@@ -283,10 +291,10 @@ impl Visit<'_> {
         Err(StripeError::Unreadable("every checkout session of today has ended"))
     }
 
-    async fn portal(&self, flow: PortalFlow<'_>) -> Result<(String, DateTime<Utc>), StripeError> {
+    async fn portal(&self, flow: PortalFlow<'_>) -> Result<Page, StripeError> {
         let salt = self.now.timestamp().div_euclid(PORTAL_SECONDS).to_string();
         let url = self.client.create_portal_session(self.customer, &self.back, flow, Idempotency::Salt(&salt)).await?;
-        Ok((url, self.now + TimeDelta::seconds(PORTAL_SECONDS)))
+        Ok(Page { url, until: self.now + TimeDelta::seconds(PORTAL_SECONDS), checkout: None })
     }
 
     /// What buys the target: its first price, else the first of its lookup keys that a price in use has, else what its first product

@@ -33,6 +33,10 @@ pub struct Load {
 enum Kind {
     Bare,
     Check,
+    /// So many checks in a request.
+    Checks {
+        users: usize,
+    },
     Usage {
         records: usize,
     },
@@ -53,6 +57,11 @@ impl Load {
 
     pub fn check(key: &str, users: usize) -> Self {
         Self { key: key.to_owned(), kind: Kind::Check, users }
+    }
+
+    /// Lists of checks, so many in each.
+    pub fn checks(key: &str, users: usize, asked: usize) -> Self {
+        Self { key: key.to_owned(), kind: Kind::Checks { users: asked }, users }
     }
 
     /// Records with random ids, as callers without order among them would send.
@@ -76,6 +85,14 @@ impl Load {
             Kind::Check => {
                 let path = format!("/v1/users/user-{}/enforcement?model=gpt-4o&estimated_cost=0.03", random.usize(..self.users));
                 vec![format!("GET {path} HTTP/1.1\r\nhost: load\r\nauthorization: Bearer {}\r\n\r\n", self.key).into_bytes()]
+            }
+            Kind::Checks { users: asked } => {
+                let one = |_| {
+                    let user = random.usize(..self.users);
+                    format!("{{\"user_id\":\"user-{user}\",\"model\":\"gpt-4o\",\"estimated_cost\":0.03}}")
+                };
+                let list: Vec<String> = (0..asked).map(one).collect();
+                vec![self.post("/v1/enforcement", &format!("[{}]", list.join(",")))]
             }
             Kind::Update => vec![self.post("/update", &record(random, self.users))],
             Kind::Usage { records: 1 } => vec![self.post("/v1/usage", &record(random, self.users))],

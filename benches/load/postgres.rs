@@ -98,16 +98,19 @@ pub async fn compare(args: Args) -> Result<()> {
         turn("usage", &[&one], Load::usage(&one.key, args.users, 1)),
         turn("usage, two nodes", &[&one, &other], Load::usage(&one.key, args.users, 1)),
         turn("hold + capture", &[&one], Load::hold(&one.key, args.users)),
+        turn("checks, lists of 100", &[&one], Load::checks(&one.key, args.users, 100)),
+        turn("usage, lists of 100", &[&one], Load::usage(&one.key, args.users, 100)),
     ];
     println!("Postgres, {} connections, {} rounds of {} s, {} users; medians", args.connections, args.rounds, args.seconds, args.users);
     let ratios = rounds(&turns, &args).await?;
-    if let [_, select, check, _, update, usage, two, _] = ratios.as_slice() {
+    if let [_, select, check, _, update, usage, two, _, checks, usages] = ratios.as_slice() {
         println!(
             "check to SELECT: × {:.1}; usage to UPDATE: × {:.1}; two nodes to one: × {:.2}",
             check / select,
             usage / update,
             two / usage
         );
+        println!("in lists of 100: check to SELECT: × {:.1}; usage to UPDATE: × {:.1}", 100.0 * checks / select, 100.0 * usages / update);
     }
     if args.many == 0 {
         return Ok(());

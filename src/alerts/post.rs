@@ -42,7 +42,8 @@ pub enum Reply {
 #[derive(Debug)]
 pub(super) struct Post {
     allowed: Vec<Network>,
-    https: Client,
+    /// `None` where nobody is told over TLS: whom this machine trusts need not be known then.
+    https: Option<Client>,
     /// For endpoints within the allowed networks, and for no others.
     http: Client,
 }
@@ -82,14 +83,16 @@ impl Resolve for Guarded {
 
 impl Post {
     /// `deadline` is for a whole try, from the look-up to the end of the answer.
-    pub fn new(allowed: Vec<Network>, deadline: Duration) -> Result<Self, NoClient> {
+    pub fn new(allowed: Vec<Network>, deadline: Duration, speaks_tls: bool) -> Result<Self, NoClient> {
         static PROVIDER: Once = Once::new();
         PROVIDER.call_once(|| {
             // Somebody else in the process may have installed it before; that is all the same.
             let _ = rustls::crypto::ring::default_provider().install_default();
         });
         let client = |public: bool| {
-            Client::builder()
+            // Where there is no TLS, whom this machine trusts need not be read.
+            let client = if public { Client::builder() } else { Client::builder().tls_certs_only([]) };
+            client
                 .user_agent(concat!("spendgate/", env!("CARGO_PKG_VERSION")))
                 .dns_resolver(Arc::new(Guarded { allowed: allowed.clone(), public }))
                 // A proxy would connect where it likes, and elsewhere is not where the operator said.
@@ -101,7 +104,8 @@ impl Post {
                 .build()
                 .map_err(|error| NoClient(innermost(&error)))
         };
-        Ok(Self { https: client(true)?, http: client(false)?, allowed })
+        let https = if speaks_tls { Some(client(true)?) } else { None };
+        Ok(Self { https, http: client(false)?, allowed })
     }
 
     /// Neither the URL nor what the answer says is in what comes back.
@@ -113,7 +117,8 @@ impl Post {
         if address.is_some_and(|address| !is_allowed(address) && (is_http || !is_public(address))) {
             return failed("its address is none that alerts may go to".to_owned());
         }
-        let client = if is_http { &self.http } else { &self.https };
+        let client = if is_http { Some(&self.http) } else { self.https.as_ref() };
+        let Some(client) = client else { return failed("no endpoint had https at the start".to_owned()) };
         let mut request = client.post(endpoint.url.clone()).header("content-type", "application/json");
         request = match &endpoint.format {
             Format::Slack => request.body(slack::body(alert)),

@@ -10,6 +10,7 @@ use super::serve::lock;
 use super::table::table;
 use super::{Machine, Misconfigured, say};
 use crate::store::copy::{CopyError, Copying, Found, Tally};
+use crate::store::sqlite::journal_path;
 use crate::store::{Address, Store};
 
 /// Rows in one transaction. More make it no faster, and what is lost when it is stopped is one transaction.
@@ -33,6 +34,13 @@ pub async fn run(args: Args, machine: &Machine) -> anyhow::Result<ExitCode> {
     let (Some(file), None) = (from.file(), to.file()) else { return Err(Misconfigured(CopyError::Direction.to_string()).into()) };
     if !file.exists() {
         return Err(Misconfigured(format!("--from: there is no database at {}", file.display())).into());
+    }
+    if !journal_path(file).exists() {
+        let why = format!(
+            "--from: {} is missing, which has what was acknowledged last; put it beside its database",
+            journal_path(file).display()
+        );
+        return Err(Misconfigured(why).into());
     }
     let origin = file.canonicalize().with_context(|| format!("{} cannot be found", file.display()))?;
     let _lock = lock(&from).context("a database is copied while no service writes to it; start the service again when the copy is done")?;

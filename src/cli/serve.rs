@@ -77,7 +77,7 @@ impl Server {
         if let Backend::Sqlite(files) = store.backend() {
             files.leave_the_logs().await?;
         }
-        let new_admin_key = first_write(&store, config, machine).await?;
+        first_write(&store, config, machine).await?;
         let (listener, address, socket) = listen("LISTEN_ADDR", &config.listen_addr, &limits)?;
         let metrics = config.metrics_addr.map(|address| listen("METRICS_ADDR", &Listen::Tcp(address), &limits)).transpose()?;
         let metrics_address = metrics.as_ref().and_then(|(_, address, _)| address.tcp());
@@ -144,6 +144,8 @@ impl Server {
             telemetry: Telemetry::default(),
             figures: Kept::default(),
         });
+        // Nothing that may fail comes behind it: a key that is never shown is of no use.
+        let new_admin_key = first_key(&store, config, machine).await?;
         if let Some((listener, ..)) = metrics {
             // It ends with everything else in the background: nobody's request is lost with it.
             background.spawn(http::serve_metrics(listener, limits, app.clone()));
@@ -279,9 +281,8 @@ pub fn lock(database: &Address) -> anyhow::Result<Option<File>> {
     }
 }
 
-/// Stores the admin key that came from outside; without one, and without any key at all, makes the first. A database that is not all here
-/// yet is refused.
-async fn first_write(store: &Store, config: &Config, machine: &Machine) -> anyhow::Result<Option<String>> {
+/// Stores the admin key that came from outside. A database that is not all here yet is refused.
+async fn first_write(store: &Store, config: &Config, machine: &Machine) -> anyhow::Result<()> {
     let (now, given) = ((machine.clock)(), config.admin_api_key.as_ref());
     let mut tx = store.begin().await?;
     if let Some(origin) = copy::unfinished(tx.connection()?).await? {
@@ -292,7 +293,6 @@ async fn first_write(store: &Store, config: &Config, machine: &Machine) -> anyho
         return Err(Misconfigured(why).into());
     }
     copy::forget_source(tx.connection()?).await?;
-    let mut made = None;
     if let Some(AdminKey(key)) = given {
         let stored = StoredKey {
             key_id: ENVIRONMENT_KEY_ID.to_owned(),
@@ -309,8 +309,19 @@ async fn first_write(store: &Store, config: &Config, machine: &Machine) -> anyho
         // One that came from outside at an earlier start, and no longer does.
         keys::revoke(tx.connection()?, ENVIRONMENT_KEY_ID, now).await?;
     }
-    if given.is_none() && keys::all(tx.connection()?).await?.is_empty() {
-        let key = new_key((machine.random)()?, "first", &Scopes::admin(), now, None);
+    tx.commit().await?;
+    Ok(())
+}
+
+/// Where no admin key came from outside, and there is no key at all, makes the first.
+async fn first_key(store: &Store, config: &Config, machine: &Machine) -> anyhow::Result<Option<String>> {
+    if config.admin_api_key.is_some() {
+        return Ok(None);
+    }
+    let mut tx = store.begin().await?;
+    let mut made = None;
+    if keys::all(tx.connection()?).await?.is_empty() {
+        let key = new_key((machine.random)()?, "first", &Scopes::admin(), (machine.clock)(), None);
         keys::put(tx.connection()?, &key.stored, digest(&key.text)).await?;
         made = Some(key.text);
     }

@@ -5,7 +5,7 @@ use axum::extract::{FromRequestParts, Path};
 use axum::http::request::Parts;
 use chrono::{DateTime, Datelike, Utc};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use hyper::body::Body as _;
+use hyper::body::{Body as _, Frame};
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
@@ -22,15 +22,23 @@ pub async fn read(body: Body, limit: usize) -> Result<Bytes, Problem> {
     if u64::try_from(limit).is_ok_and(|limit| limit < body.size_hint().lower()) {
         return Err(too_large());
     }
-    let error = match Limited::new(body, limit).collect().await {
-        Ok(body) => return Ok(body.to_bytes()),
-        Err(error) => error,
-    };
-    if error.is::<LengthLimitError>() {
-        return Err(too_large());
+    let (mut body, mut whole) = (Limited::new(body, limit), Vec::new());
+    // Each piece is a part of what the connection had read, and keeps all of that while it is kept: of many small pieces kept, each would
+    // keep kilobytes.
+    while let Some(frame) = body.frame().await {
+        match frame.map(Frame::into_data) {
+            Ok(Ok(piece)) if whole.is_empty() && body.is_end_stream() => return Ok(piece),
+            Ok(Ok(piece)) => whole.extend_from_slice(&piece),
+            // What follows a body says nothing to us.
+            Ok(Err(_)) => {}
+            Err(error) if error.is::<LengthLimitError>() => return Err(too_large()),
+            Err(error) => {
+                let broken = || Problem::new(ErrorCode::MalformedJson, "the body broke off before its end");
+                return Err(Unread::behind(&*error).map_or_else(broken, Problem::from));
+            }
+        }
     }
-    let broken = || Problem::new(ErrorCode::MalformedJson, "the body broke off before its end");
-    Err(Unread::behind(&*error).map_or_else(broken, Problem::from))
+    Ok(Bytes::from(whole))
 }
 
 /// What one request may ask at once.

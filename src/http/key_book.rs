@@ -125,7 +125,9 @@ pub async fn revoke(
     }
     let is_admin =
         |key: &&StoredKey| state(key, hand.now) == "good" && Scopes::parse(&key.scopes).is_some_and(|scopes| scopes.allow(Scope::Admin));
-    if keeps_an_admin && is_admin(&key) && all.iter().filter(is_admin).all(|other| other.key_id == key_id) {
+    // One that was replaced ends soon.
+    let stays = |other: &&StoredKey| is_admin(other) && other.successor.is_none();
+    if keeps_an_admin && is_admin(&key) && all.iter().filter(stays).all(|other| other.key_id == key_id) {
         return Ok(Err(KeyRefusal::LastAdmin(key_id.to_owned())));
     }
     keys::revoke(db, key_id, hand.now).await?;

@@ -142,7 +142,7 @@ impl KeyRing {
         now: DateTime<Utc>,
         patience: Duration,
     ) -> Result<Result<Arc<Caller>, Refused>, StoreError> {
-        let changes = self.ring().changes;
+        let (changes, begun) = (self.ring().changes, tokio::time::Instant::now());
         let asked = tokio::time::timeout(patience, stored(store, digest)).await;
         let stored = match asked.unwrap_or_else(|_| Err(StoreError::late())) {
             Ok(stored) => stored,
@@ -151,7 +151,9 @@ impl KeyRing {
             Err(error) => {
                 let mut ring = self.ring();
                 let kept = ring.kept.get_mut(&digest).ok_or(error)?;
-                kept.read_at = now - (KEPT_FOR - ASKED_AGAIN_AFTER);
+                // From the end of the wait on: it may be as long.
+                let waited = TimeDelta::from_std(begun.elapsed()).unwrap_or_default();
+                kept.read_at = now + waited - (KEPT_FOR - ASKED_AGAIN_AFTER);
                 return Ok(kept.take(now));
             }
         };

@@ -59,6 +59,12 @@ impl Tally {
         } else if seen.len() < NAMES_MAX {
             seen.insert(name.to_owned(), Seen { times: 1, last: now, told_on: today });
             Some(News::First)
+        } else if let Some(old) = seen.iter().min_by_key(|(_, seen)| seen.last).filter(|(_, seen)| seen.last.date_naive() < today) {
+            // Nobody has asked for it today.
+            let old = old.0.clone();
+            seen.remove(&old);
+            seen.insert(name.to_owned(), Seen { times: 1, last: now, told_on: today });
+            Some(News::First)
         } else {
             None
         };
@@ -128,4 +134,29 @@ async fn write(store: &Store, alert: &Alert) -> Result<(), StoreError> {
     let mut tx = store.begin_aside().await?;
     outbox::raise(tx.connection()?, std::slice::from_ref(alert)).await?;
     tx.commit().await
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeDelta;
+
+    use super::*;
+
+    #[test]
+    fn a_name_that_was_not_asked_for_today_makes_room_for_a_new_one() {
+        let (tally, today) = (Tally::default(), DateTime::UNIX_EPOCH);
+        let saw = |name: &str, at: DateTime<Utc>| {
+            let mut told = None;
+            tally.saw(name, at, |news| told = Some(news));
+            told
+        };
+        for number in 0..NAMES_MAX {
+            assert_eq!(saw(&format!("old-{number}"), today), Some(News::First));
+        }
+        assert_eq!(saw("one-more", today), None, "it stays bounded");
+        let tomorrow = today + TimeDelta::days(1);
+        assert_eq!(saw("old-0", tomorrow), Some(News::FirstOfTheDay));
+        assert_eq!((saw("new", tomorrow), saw("new", tomorrow)), (Some(News::First), None));
+        assert!(tally.all().len() == NAMES_MAX && tally.all().contains_key("old-0"));
+    }
 }

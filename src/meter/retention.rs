@@ -18,10 +18,10 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// Runs until it is dropped. What it has begun is then as if it had not.
 pub async fn run(store: Store, keep: TimeDelta, clock: Clock) {
     loop {
-        let horizon = clock() - keep;
         let mut gone = 0;
         loop {
-            match store.roll(horizon, ROWS_AT_ONCE).await {
+            // A clock that is ahead at a start is set right soon; nothing more goes from then on.
+            match store.roll(clock(), keep, ROWS_AT_ONCE).await {
                 Ok(0) => break,
                 Ok(rows) => gone += rows,
                 Err(error) => {
@@ -32,7 +32,7 @@ pub async fn run(store: Store, keep: TimeDelta, clock: Clock) {
             tokio::time::sleep(PAUSE).await;
         }
         if 0 < gone {
-            info!(rows = gone, "{gone} rows from before {horizon} were rolled into daily sums");
+            info!(rows = gone, "{gone} rows older than {} days were rolled into daily sums", keep.num_days());
         }
         tokio::time::sleep(EVERY).await;
     }

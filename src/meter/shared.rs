@@ -50,6 +50,8 @@ struct Known<V, T> {
     version: V,
     /// The database was asked no earlier.
     as_of: DateTime<Utc>,
+    /// Who or what pays was asked for no earlier; a row says nothing of that.
+    pays_as_of: DateTime<Utc>,
     /// Which server said so: another one may have other rows at the same version.
     generation: u64,
     value: Arc<T>,
@@ -59,7 +61,15 @@ struct Known<V, T> {
 
 impl<V, T> Known<V, T> {
     fn new(version: V, as_of: DateTime<Utc>, generation: u64, value: Arc<T>) -> Arc<Self> {
-        Arc::new(Self { version, as_of, generation, value, is_awaited: Arc::default() })
+        Arc::new(Self { version, as_of, pays_as_of: as_of, generation, value, is_awaited: Arc::default() })
+    }
+}
+
+impl<V: Copy, T> Known<V, T> {
+    /// The same, where it is known of later who pays.
+    fn paid_for(&self, pays_as_of: DateTime<Utc>) -> Arc<Self> {
+        let Self { version, as_of, generation, .. } = *self;
+        Arc::new(Self { version, as_of, pays_as_of, generation, value: self.value.clone(), is_awaited: self.is_awaited.clone() })
     }
 }
 
@@ -69,7 +79,8 @@ impl<V: Copy, T> Known<V, T> {
         if self.generation != other.generation {
             return other.clone();
         }
-        Self::new(self.version, self.as_of.max(other.as_of), self.generation, self.value.clone())
+        let fresh = Self::new(self.version, self.as_of.max(other.as_of), self.generation, self.value.clone());
+        fresh.paid_for(self.pays_as_of.max(other.pays_as_of))
     }
 }
 

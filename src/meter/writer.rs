@@ -236,7 +236,7 @@ impl Writer {
             }
         }
         if !others.is_empty() {
-            found.extend(holds::by_id(&mut self.store.reader().await?, &others).await?);
+            found.extend(holds::by_id(&mut self.files.reader_of_ledger().await?, &others).await?);
         }
         Ok(found)
     }
@@ -248,7 +248,7 @@ impl Writer {
             if let Operation::Correct(correction) = &request.operation {
                 let of = (correction.user_id.clone(), day(correction.time), correction.model.clone().unwrap_or_default());
                 self.shown.pending.have(std::slice::from_ref(&of.0)).await?;
-                let spent = ledger::day_of_model(&mut self.store.reader().await?, &of).await?;
+                let spent = ledger::day_of_model(&mut self.files.reader_of_ledger().await?, &of).await?;
                 days.insert(of, spent);
             }
         }
@@ -266,7 +266,7 @@ impl Writer {
             |(kind, id): &&(EntryKind, &str)| !found.contains_key(&(*kind, (*id).to_owned())) && self.seen.may_have(ledger::id_hash(id));
         let others: Vec<&str> = ids.iter().filter(unknown).map(|(_, id)| *id).collect();
         if !others.is_empty() {
-            found.extend(ledger::booked(&mut self.store.reader().await?, &others).await?);
+            found.extend(ledger::booked(&mut self.files.reader_of_ledger().await?, &others).await?);
         }
         Ok(found)
     }
@@ -289,7 +289,7 @@ impl Writer {
         }
         if !missing.is_empty() {
             self.shown.pending.have(&missing).await?;
-            let mut tx = self.store.begin_read().await?;
+            let mut tx = self.files.begin_read_of_ledger().await?;
             payers.extend(load::payers(tx.connection()?, catalogue, &missing, now).await?);
             tx.commit().await?;
         }
@@ -314,7 +314,7 @@ impl Writer {
                 None => {
                     self.shown.pending.have_account(account).await?;
                     let billing: Vec<_> = standings.iter().map(|(_, standing)| standing.grant.billing).collect();
-                    let mut tx = self.store.begin_read().await?;
+                    let mut tx = self.files.begin_read_of_ledger().await?;
                     let pool = load::account(tx.connection()?, account, &billing, now).await?;
                     tx.commit().await?;
                     pool
@@ -343,7 +343,7 @@ impl Writer {
                 Some(all) => Book::clone(&all),
                 None => {
                     self.shown.pending.have_all().await?;
-                    let mut tx = self.store.begin_read().await?;
+                    let mut tx = self.files.begin_read_of_ledger().await?;
                     let all = load::all(tx.connection()?, now).await?;
                     tx.commit().await?;
                     all

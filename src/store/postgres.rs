@@ -39,6 +39,8 @@ const SETTINGS: [(&str, &str); 6] = [
     // What would be compiled is over before it is.
     ("jit", "off"),
 ];
+/// A statement that we gave up, and its place among the server's connections, end soon after our side of the connection.
+const LOOK_FOR_US: &str = "SET client_connection_check_interval = '1s'";
 /// How long a host has to say who it is.
 const ASK_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often each of several hosts is asked.
@@ -238,7 +240,11 @@ fn pool(hosts: &Hosts, host: usize, timeline: u32, generation: &Arc<AtomicU64>) 
     let options = PgPoolOptions::new().max_connections(CONNECTIONS_MAX).acquire_timeout(ACQUIRE_TIMEOUT);
     let options = options.after_connect(move |connection, _| {
         let latest = after.clone();
-        Box::pin(async move { latest.admit(who(connection).await?) })
+        Box::pin(async move {
+            // Where the server's system has no such thing, what was given up goes on to its end there.
+            let _ = connection.execute(sqlx::raw_sql(LOOK_FOR_US)).await;
+            latest.admit(who(connection).await?)
+        })
     });
     // The same question says whether it is well.
     let options = options.test_before_acquire(false).before_acquire(move |connection, _| {

@@ -17,8 +17,10 @@ use super::{ACQUIRE_TIMEOUT, Connection, SEEN, Schema, StoreError, Tx, corrupt, 
 
 pub(super) static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("migrations/sqlite");
 
-/// Checks that miss memory read in parallel; more than a few only wait for the disk.
+/// Checks that miss memory, and lists, read in parallel; more than a few only wait for the disk.
 const READERS: u32 = 4;
+/// Who writes the ledger, and loads whom it concerns, waits for none of those: a list may go through a whole table.
+const READERS_OF_LEDGER: u32 = 2;
 /// A negative number is KiB: the pages that random ids touch stay at hand, instead of SQLite's own two megabytes.
 const CACHE_KIB: &str = "-65536";
 /// Readers look up a few rows of one user each; what they share is in the kernel's cache.
@@ -29,8 +31,8 @@ const CHECKPOINT_PAGES: &str = "16384";
 const CHECKPOINT_PAGES_OF_JOURNAL: &str = "4096";
 /// How long a write waits for another process (the command line beside the server).
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Batches of the journal that are read at once.
-const LEFT_AT_ONCE: i64 = 256;
+/// Batches of the journal that are read at once: each may have thousands of rows, and a start after a kill for memory must not take more.
+const LEFT_AT_ONCE: i64 = 32;
 
 /// Moves a log's pages to their places, syncs them there, and empties the log. Answers whether somebody was in the way.
 pub(super) const LEAVE_THE_LOG: &str = "PRAGMA wal_checkpoint(TRUNCATE)";
@@ -68,6 +70,7 @@ pub(super) fn was_left(row: Option<&SqliteRow>) -> Result<bool, StoreError> {
 #[derive(Clone, Debug)]
 pub struct Files {
     readers: SqlitePool,
+    readers_of_ledger: SqlitePool,
     writer: SqlitePool,
     journal: Journal,
     anchor: Anchor,
@@ -102,9 +105,11 @@ impl Files {
             }
         }
         let anchor = Anchor::drop_at(&options).await?;
-        let readers = pool(READERS).connect_with(options.pragma("cache_size", CACHE_KIB_OF_READERS)).await?;
+        let reads = options.pragma("cache_size", CACHE_KIB_OF_READERS);
+        let readers = pool(READERS).connect_with(reads.clone()).await?;
+        let readers_of_ledger = pool(READERS_OF_LEDGER).connect_with(reads).await?;
         let journal = Journal::open(file(&journal_path(path), CHECKPOINT_PAGES_OF_JOURNAL)).await?;
-        let files = Self { readers, writer, journal, anchor };
+        let files = Self { readers, readers_of_ledger, writer, journal, anchor };
         files.settle_what_is_left().await?;
         Ok(files)
     }
@@ -167,7 +172,8 @@ impl Files {
     pub async fn leave_the_logs(&self) -> Result<(), StoreError> {
         let mut connection = self.writer.acquire().await?;
         let row = sqlx::query(LEAVE_THE_LOG).fetch_optional(&mut *connection).await?;
-        if !(was_left(row.as_ref())? && self.journal.leave_the_log().await?) {
+        let (tables, journal) = (was_left(row.as_ref())?, self.journal.leave_the_log().await?);
+        if !(tables && journal) {
             warn!("another process reads beside us, so the logs could not be emptied at this start");
         }
         Ok(())
@@ -177,6 +183,7 @@ impl Files {
         self.anchor.weigh().await;
         self.journal.close().await;
         self.readers.close().await;
+        self.readers_of_ledger.close().await;
         self.writer.close().await;
     }
 
@@ -186,6 +193,16 @@ impl Files {
 
     pub(super) async fn begin_read(&self) -> Result<Tx, StoreError> {
         begun(self.readers.acquire().await?, "BEGIN").await
+    }
+
+    /// [`Self::reader`], for who writes the ledger.
+    pub async fn reader_of_ledger(&self) -> Result<Connection, StoreError> {
+        Ok(Backend::Sqlite(self.readers_of_ledger.acquire().await?))
+    }
+
+    /// [`Self::begin_read`], for who writes the ledger.
+    pub async fn begin_read_of_ledger(&self) -> Result<Tx, StoreError> {
+        begun(self.readers_of_ledger.acquire().await?, "BEGIN").await
     }
 
     pub(super) async fn begin(&self) -> Result<Tx, StoreError> {
@@ -201,7 +218,7 @@ async fn begun(connection: PoolConnection<Sqlite>, how: &'static str) -> Result<
 }
 
 /// The journal's file: `spendgate.journal.db` beside `spendgate.db`.
-fn journal_path(database: &Path) -> PathBuf {
+pub fn journal_path(database: &Path) -> PathBuf {
     let ending = database.extension().map_or_else(|| "journal".to_owned(), |ending| format!("journal.{}", ending.display()));
     database.with_extension(ending)
 }

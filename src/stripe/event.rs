@@ -160,8 +160,11 @@ fn family(kind: &str) -> Family {
     }
 }
 
-/// What a price is known by, beside its id.
-const NAMES: [&str; 2] = ["lookup_key", "metadata"];
+/// Whether what a price is known by, beside its id, is among what changed: of metadata Stripe shows the keys that did.
+fn is_renamed(before: &Map<String, Value>) -> bool {
+    let of_tier = |metadata: &Value| metadata.as_object().is_none_or(|metadata| metadata.contains_key("tier"));
+    before.contains_key("lookup_key") || before.get("metadata").is_some_and(of_tier)
+}
 
 /// `before` is what `object` had in the place of what changed.
 fn read_object(kind: &str, object: &Value, before: &Map<String, Value>, said_at: DateTime<Utc>) -> Result<(Facts, Content), NotAnEvent> {
@@ -225,7 +228,7 @@ fn read_object(kind: &str, object: &Value, before: &Map<String, Value>, said_at:
             facts.subscription = reference(object, "subscription")?.or(reference(object, "released_subscription")?);
             Content::Nudge { customer: facts.customer.clone() }
         }
-        Family::Catalogue => Content::Catalogue { renamed: kind == "price.updated" && NAMES.iter().any(|name| before.contains_key(*name)) },
+        Family::Catalogue => Content::Catalogue { renamed: kind == "price.updated" && is_renamed(before) },
         Family::Alert => Content::Alert,
         Family::Other => Content::Ignored,
     };

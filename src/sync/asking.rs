@@ -319,7 +319,7 @@ impl Asker {
         let before = accounts::customer(db, customer).await?.unwrap_or_default();
         let mut alerts: Vec<Alert> = Vec::new();
         let hint = read_hint(seen.user_hint.as_deref(), &mut alerts);
-        let user_id = bound(db, &before, customer, hint, &mut alerts, now).await?;
+        let user_id = bound(db, &before, (customer, seen.deleted), hint, &mut alerts, now).await?;
         let ids: Vec<String> = seen.subscriptions.iter().map(|(id, _)| id.clone()).collect();
         let catalogue = self.catalogue.load_full();
         let state = before.state.as_asked(seen.deleted, seen.subscriptions, &catalogue, now);

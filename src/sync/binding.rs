@@ -120,11 +120,12 @@ pub(super) fn read_hint(hint: Option<&str>, alerts: &mut Vec<Alert>) -> Option<U
     }
 }
 
-/// Whom the customer is bound to after `hint`. A webhook never moves a binding.
+/// Whom the customer is bound to after `hint`. A webhook never moves a binding, and one that Stripe deleted (`deleted`) is bound to nobody
+/// new.
 pub(super) async fn bound(
     db: &mut Connection,
     before: &StoredCustomer,
-    customer: &str,
+    (customer, deleted): (&str, bool),
     hint: Option<UserId>,
     alerts: &mut Vec<Alert>,
     now: DateTime<Utc>,
@@ -141,6 +142,9 @@ pub(super) async fn bound(
             alerts.push(alert("binding_conflict", detail));
         }
         return Ok(Some(user.clone()));
+    }
+    if deleted {
+        return Ok(None);
     }
     if let Some(other) = rival(db, &hint).await? {
         let detail = format!("customer {customer} names user {hint}, who is bound to customer {other}; the binding stays");

@@ -15,9 +15,10 @@ use super::asking::{AskError, Asker};
 use super::binding::{may_bind, owner};
 use super::{Rules, accept, telling};
 use crate::domain::subscription::Snapshot;
+use crate::store::accounts::{self, StoredCustomer};
 use crate::store::reconciliation::{self, Drift, Fault, Phase, Run};
 use crate::store::requests::{self, Subject};
-use crate::store::{Backend, Connection, StoreError, accounts, inbox, leases};
+use crate::store::{Backend, Connection, StoreError, inbox, leases};
 use crate::stripe::client::{Page, RemoteCustomer, RemoteSubscription, StripeError};
 use crate::stripe::event::Event;
 use crate::stripe::registration::EVENTS;
@@ -86,6 +87,8 @@ pub struct Reconciler {
 pub struct Comparison {
     pub run: Run,
     mode: Mode,
+    /// The phase whose list was read from the beginning again; once is enough.
+    began_anew: Option<Phase>,
     /// Whom a dry run has met, and who of them differs: it writes no marks.
     met: HashSet<String>,
     differing: HashSet<String>,
@@ -108,8 +111,9 @@ impl Reconciler {
         // Nobody else compares for a process that has its own file.
         let mut wanted = matches!(self.asker.store.backend(), Backend::Sqlite(_));
         let mut due_after = Some(every.map_or(AT_START, |every| every.min(AT_START)));
+        let mut starts = true;
         loop {
-            match self.due(due_after, wanted).await {
+            match self.due(due_after, wanted, starts).await {
                 Ok(true) => match self.once().await {
                     Ok(_) => wanted = false,
                     // It stays wanted: what the other one has read may be older than the wish.
@@ -127,17 +131,19 @@ impl Reconciler {
                     continue;
                 }
             }
-            due_after = every;
+            (due_after, starts) = (every, false);
             // A time-out means that nobody wants one.
             wanted |= tokio::time::timeout(LOOK_EVERY, self.wanted.notified()).await.is_ok();
         }
     }
 
-    async fn due(&self, every: Option<TimeDelta>, wanted: bool) -> Result<bool, StoreError> {
+    /// What Stripe did not show to the process before it may show to this one: perhaps it has another key.
+    async fn due(&self, every: Option<TimeDelta>, wanted: bool, starts: bool) -> Result<bool, StoreError> {
         let last = reconciliation::last(&mut self.asker.store.reader().await?).await?;
         let now = (self.asker.clock)();
         let is_old = |run: &Run| every.is_some_and(|every| run.started_at + every <= now);
-        Ok(wanted || last.is_none_or(|run| run.finished_at.is_none() || is_old(&run)))
+        let is_open = |run: &Run| run.finished_at.is_none() || (starts && !run.faults.is_empty());
+        Ok(wanted || last.is_none_or(|run| is_open(&run) || is_old(&run)))
     }
 
     /// One whole run, from where the last one stopped.
@@ -184,7 +190,7 @@ impl Reconciler {
                 unread: 0,
             },
         };
-        Ok(Comparison { run, mode, met: HashSet::new(), differing: HashSet::new() })
+        Ok(Comparison { run, mode, began_anew: None, met: HashSet::new(), differing: HashSet::new() })
     }
 
     /// Renews the lease. What is written in the same transaction is written only while it is held.
@@ -196,7 +202,10 @@ impl Reconciler {
     /// One page; or the end of a phase of which Stripe does not show more.
     pub async fn step(&self, comparison: &mut Comparison) -> Result<(), CompareError> {
         let done = match self.page(comparison).await {
-            Err(CompareError::Ask(AskError::Stripe(error))) if error.is_final() => self.leave(comparison, &error).await,
+            // A key that is not taken is no list's fault: all of it waits for the operator.
+            Err(CompareError::Ask(AskError::Stripe(error))) if error.is_final() && !error.is_of_the_key() => {
+                self.leave(comparison, &error).await
+            }
             done => done,
         };
         self.asker.wake();
@@ -207,7 +216,8 @@ impl Reconciler {
     async fn leave(&self, comparison: &mut Comparison, error: &StripeError) -> Result<(), CompareError> {
         let (now, run) = ((self.asker.clock)(), &mut comparison.run);
         let phase = run.phase.name();
-        if error.is_missing() && run.place.take().is_some() {
+        if error.is_missing() && run.place.take().is_some() && comparison.began_anew != Some(run.phase) {
+            comparison.began_anew = Some(run.phase);
             warn!(phase, "where the comparison with Stripe stopped is gone, so its list of {phase} is read from the beginning: {error}");
         } else {
             warn!(phase, "the comparison with Stripe goes on without the rest of its list of {phase}: {error}");
@@ -250,7 +260,7 @@ impl Reconciler {
         for shown in &page.items {
             let known = accounts::customer(db, &shown.customer).await?;
             let agrees = known.as_ref().is_some_and(|known| known.state.agrees(&shown.id, &shown.snapshot));
-            let unbound = known.as_ref().is_none_or(|known| owner(known).is_none()) && may_bind(db, shown.user_hint.as_deref()).await?;
+            let unbound = known.as_ref().is_none_or(is_free) && may_bind(db, shown.user_hint.as_deref()).await?;
             comparison.meet(db, &shown.customer).await?;
             if (!agrees || unbound) && asked.insert(shown.customer.clone()) {
                 let what = format!("subscription {}: Stripe says {}", shown.id, summary(&shown.snapshot));
@@ -269,7 +279,7 @@ impl Reconciler {
         for shown in &page.items {
             let known = accounts::customer(db, &shown.id).await?;
             comparison.meet(db, &shown.id).await?;
-            let unbound = known.is_none_or(|known| owner(&known).is_none());
+            let unbound = known.as_ref().is_none_or(is_free);
             if let Some(user) = &shown.user_hint
                 && unbound
                 && may_bind(db, Some(user)).await?
@@ -346,6 +356,11 @@ impl Reconciler {
         tx.commit().await?;
         Ok(())
     }
+}
+
+/// Bound to nobody, and may be.
+fn is_free(known: &StoredCustomer) -> bool {
+    owner(known).is_none() && !known.state.is_deleted()
 }
 
 /// From where the run after this one looks for events.

@@ -24,7 +24,7 @@ pub(super) async fn apply(
     let before = accounts::customer(db, customer).await?.unwrap_or_default();
     let mut alerts = Vec::new();
     let hint = read_hint(trusted_hint(event), &mut alerts);
-    let user_id = bound(db, &before, customer, hint, &mut alerts, now).await?;
+    let user_id = bound(db, &before, (customer, before.state.is_deleted()), hint, &mut alerts, now).await?;
     let account = before.account.clone();
     let (state, change) = match notice {
         Some(notice) => before.state.after(notice, catalogue, now),

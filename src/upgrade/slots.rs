@@ -25,8 +25,22 @@ pub struct Session {
     pub target: String,
     pub customer: String,
     pub way: Way,
+    pub page: Page,
+}
+
+/// Where a payer is led to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page {
     pub url: String,
     pub until: DateTime<Utc>,
+    /// Of a checkout. Others may have ended it meanwhile (another node, or he himself), and another price may be the right one by now.
+    pub checkout: Option<Selling>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Selling {
+    pub session: String,
+    pub price: String,
 }
 
 /// What is remembered of one payer.
@@ -36,17 +50,17 @@ pub struct Slot {
 }
 
 impl Slot {
-    /// The page that was made for the same, and is open still.
-    pub fn known(&self, target: &str, customer: &str, way: &Way, now: DateTime<Utc>) -> Option<String> {
-        let same = |known: &&Session| known.target == target && known.customer == customer && known.way == *way && now < known.until;
-        self.sessions.iter().find(same).map(|known| known.url.clone())
+    /// The page that was made for the same, and is not too old.
+    pub fn known(&self, target: &str, customer: &str, way: &Way, now: DateTime<Utc>) -> Option<Page> {
+        let same = |known: &&Session| known.target == target && known.customer == customer && known.way == *way && now < known.page.until;
+        self.sessions.iter().find(same).map(|known| known.page.clone())
     }
 
     pub fn keep(&mut self, session: Session, now: DateTime<Utc>) {
         // A checkout ends the others that were open.
         let is_checkout = |known: &Session| matches!(known.way, Way::Checkout { .. });
         let ended = |known: &Session| is_checkout(&session) && is_checkout(known);
-        self.sessions.retain(|known| known.target != session.target && now < known.until && !ended(known));
+        self.sessions.retain(|known| known.target != session.target && now < known.page.until && !ended(known));
         self.sessions.truncate(SESSIONS_MAX - 1);
         self.sessions.push(session);
     }

@@ -22,8 +22,8 @@ pub enum Way {
 /// ended counts as live.
 pub fn way(subscriptions: &[RemoteSubscription], catalogue: &Catalogue, target: &Tier) -> Way {
     let live: Vec<_> = subscriptions.iter().filter(|known| !known.snapshot.status.is_final()).collect();
-    let uses = live.iter().any(|known| is_in_use(&known.snapshot.status));
-    // The newest of those whose debt weighs most. Beside one that is paid a debt is an old one, or a purchase that was given up.
+    let uses = live.iter().any(|known| is_in_use(&known.snapshot.status) && known.snapshot.tier(catalogue).is_some());
+    // The newest of those whose debt weighs most. Beside a tier that is paid a debt is an old one, or a purchase that was given up.
     if let Some(owed) =
         live.iter().filter(|known| !uses && 0 < debt(&known.snapshot.status)).rev().max_by_key(|known| debt(&known.snapshot.status))
     {
@@ -142,5 +142,6 @@ mod tests {
             assert_eq!(way_of(&["active price_pro", other]), Way::Home, "{other}");
             assert_eq!(way_of(&[other, "trialing price_pro"]), Way::Home, "{other}");
         }
+        assert_eq!(way_of(&["active price_of_support", "past_due price_pro"]), pays(None), "what buys no tier is no tier");
     }
 }

@@ -171,10 +171,11 @@ async fn whatever_the_order_of_events_the_tier_ends_as_stripes_own() {
         let (app, fake) = (&story.app, &story.fake);
         let mut customers = Vec::new();
         let mut wrong_by_created = 0;
-        for history in 0..HISTORIES {
+        // Half of them on each.
+        for history in (u64::from(app.is_postgres())..HISTORIES).step_by(2) {
             let mut random = fastrand::Rng::with_seed(history);
             let mut planted = NewestCreatedWins::default();
-            let users: Vec<String> = (0..1 + history % 2).map(|number| format!("u{history}-{number}")).collect();
+            let users: Vec<String> = (0..1 + history / 2 % 2).map(|number| format!("u{history}-{number}")).collect();
             let theirs: Vec<String> = users.iter().map(|user| fake.create_customer(&[("user_id", user.as_str())])).collect();
             fake.turn(|knobs| (knobs.chance_per_mille, knobs.chances) = (200, FAULTS.to_vec()));
             for step in 0..random.u64(2..6) {

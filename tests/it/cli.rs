@@ -215,3 +215,22 @@ fn check_config_refuses_what_a_start_refuses_of_how_long_rows_are_kept() {
         assert!(code == 2 && err.contains("RETENTION_DAYS"), "{command}: {err}");
     }
 }
+
+#[test]
+fn a_start_that_fails_keeps_the_first_key_for_the_next_one_and_nobody_need_know_whom_the_machine_trusts() {
+    let folder = folder();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let (code, out, err) = run(folder.path(), &["serve"], &[("LISTEN_ADDR", &address)]);
+    assert!(code == 1 && err.contains("is in use") && !out.contains("sg_"), "{code} {out}{err}");
+    drop(taken);
+    std::fs::write(folder.path().join("nobody.pem"), "").unwrap();
+    let nobody = folder.path().join("nobody.pem");
+    let environment = [("LISTEN_ADDR", "127.0.0.1:0"), ("SSL_CERT_FILE", nobody.to_str().unwrap()), ("SSL_CERT_DIR", "/nowhere")];
+    let mut child = spendgate(folder.path(), &[], &environment).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let told: Vec<String> = lines.take_while(|line| !line.contains("curl")).collect();
+    assert!(told.join("\n").contains("shown this once: sg_"), "{told:?}");
+    Command::new("kill").arg(child.id().to_string()).status().unwrap();
+    assert!(child.wait().unwrap().success());
+}

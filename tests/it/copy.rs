@@ -98,7 +98,7 @@ impl Drop for Target {
 impl Target {
     fn new() -> Self {
         let folder = folder();
-        Self { address: postgres::fresh_database(folder.path()), folder }
+        Self { address: postgres::empty_database(folder.path()), folder }
     }
 
     fn sql(&self, statement: &str) -> String {

@@ -1,6 +1,7 @@
 //! Holds every answer that a test gets to the description at `/openapi.json`.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jsonschema::Validator;
@@ -14,7 +15,11 @@ const METHODS: [&str; 5] = ["get", "put", "post", "delete", "patch"];
 /// The description as it is served, and the schemas that were needed of it.
 pub struct Description {
     pub document: Value,
+    /// With the parts of each one's path.
+    doors: Vec<(Door, Vec<String>)>,
     validators: Mutex<HashMap<String, Arc<Validator>>>,
+    /// What was held to it already, by a digest.
+    held: Mutex<HashSet<u64>>,
 }
 
 /// A method and the template of a path.
@@ -27,30 +32,36 @@ impl Description {
         DESCRIPTION
             .get_or_init(async || {
                 let text = client.get(url).send().await.unwrap().text().await.unwrap();
-                Self { document: serde_json::from_str(&text).unwrap(), validators: Mutex::default() }
+                Self::new(serde_json::from_str(&text).unwrap())
             })
             .await
     }
 
-    pub fn doors(&self) -> impl Iterator<Item = (Door, &Value)> {
-        let paths = self.document["paths"].as_object().unwrap().iter();
-        paths.flat_map(|(path, item)| {
-            let described = METHODS.iter().filter_map(|method| Some((*method, item.get(*method)?)));
-            described.map(move |(method, operation)| ((method.to_owned(), path.clone()), operation))
-        })
+    fn new(document: Value) -> Self {
+        let mut doors = Vec::new();
+        for (path, item) in document["paths"].as_object().unwrap() {
+            let described = METHODS.into_iter().filter(|method| item.get(*method).is_some());
+            doors.extend(described.map(|method| ((method.to_owned(), path.clone()), path.split('/').map(str::to_owned).collect())));
+        }
+        // One that is written out comes before one with a part that varies.
+        doors.sort_by_key(|((_, path), _): &(Door, Vec<String>)| path.matches('{').count());
+        Self { document, doors, validators: Mutex::default(), held: Mutex::default() }
     }
 
-    /// The door that `path` leads to. One that is written out comes before one with a part that varies.
-    pub fn door(&self, method: &str, path: &str) -> Option<(Door, &Value)> {
+    pub fn doors(&self) -> impl Iterator<Item = (&Door, &Value)> {
+        self.doors.iter().map(|(door, _)| (door, &self.document["paths"][&door.1][&door.0]))
+    }
+
+    /// The door that `path` leads to.
+    pub fn door(&self, method: &str, path: &str) -> Option<(&Door, &Value)> {
         let parts: Vec<&str> = path.split('/').collect();
-        let leads = |template: &str| {
-            let template: Vec<&str> = template.split('/').collect();
-            let same = |(part, of): (&&str, &&str)| part == of || of.starts_with('{') && !part.is_empty();
-            template.len() == parts.len() && parts.iter().zip(&template).all(same)
+        let leads = |template: &[String]| {
+            let same = |(part, of): (&&str, &String)| part == of || of.starts_with('{') && !part.is_empty();
+            template.len() == parts.len() && parts.iter().zip(template).all(same)
         };
         let method = method.to_ascii_lowercase();
-        let found = self.doors().filter(|((of, template), _)| *of == method && leads(template));
-        found.min_by_key(|((_, template), _)| template.matches('{').count())
+        let (door, _) = self.doors.iter().find(|((of, _), template)| *of == method && leads(template))?;
+        Some((door, &self.document["paths"][&door.1][&door.0]))
     }
 
     /// Checks what the door `method path` answered: its status, its content type, and its body; and that nothing is in it that is not
@@ -77,6 +88,11 @@ impl Description {
         let schema = content.get(content_type.unwrap_or_default()).map(|content| &content["schema"]);
         let schema = schema.unwrap_or_else(|| panic!("{}", told("a content type that is not described")));
         if !content_type.is_some_and(|kind| kind.ends_with("json")) {
+            return;
+        }
+        let mut digest = DefaultHasher::new();
+        (door, answer.status, content_type, &answer.text).hash(&mut digest);
+        if !self.held.lock().unwrap_or_else(PoisonError::into_inner).insert(digest.finish()) {
             return;
         }
         let body = answer.json();

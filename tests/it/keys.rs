@@ -226,6 +226,10 @@ async fn the_last_key_that_may_change_keys_is_not_revoked_through_the_door() {
         let last = ask(app, "DELETE", &format!("/v1/keys/{id}"), Some(&other)).await.problem(409, "last_admin_key");
         assert!(last["detail"].as_str().unwrap().contains("make another one first"), "{last}");
         assert!(opens(app, &other).await);
+        // One that was replaced ends by itself soon, and keeps nobody in.
+        let rotated = ask(app, "POST", &format!("/v1/keys/{id}/rotate"), Some(&other)).await.ok();
+        let successor = rotated["key_id"].as_str().unwrap();
+        ask(app, "DELETE", &format!("/v1/keys/{successor}"), Some(&other)).await.problem(409, "last_admin_key");
     })
     .await;
 }

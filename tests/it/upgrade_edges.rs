@@ -272,3 +272,20 @@ async fn people_are_led_back_to_the_page_of_the_operators_and_their_tier_is_ther
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkout_that_another_node_has_ended_is_not_handed_out_again() {
+    on_each_story(Options::default(), async |story| {
+        let app = &story.app;
+        let path = blocked(app, "u").await;
+        let first = led_to(&open(app, &path).await);
+        assert_eq!(led_to(&open(app, &path).await), first);
+        let expire = format!("{}/v1/checkout/sessions/{}/expire", app.config.stripe.api_base, last_part(&first));
+        assert_eq!(app.client.post(expire).bearer_auth("sk_test_fake").send().await.unwrap().status().as_u16(), 200);
+        let second = led_to(&open(app, &path).await);
+        assert_ne!(second, first);
+        let page = app.send(app.client.get(&second)).await;
+        assert!(page.text.contains("Pay"), "{}", page.text);
+    })
+    .await;
+}

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use chrono::{DateTime, Utc};
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::doubt::Wrote;
 use super::found::empty;
@@ -100,6 +100,37 @@ impl Shared {
             warn!(%error, "whether anything is to be told of budgets could not be looked up; the next write looks again: {error}");
             return;
         }
+    }
+
+    /// Asks again what pays for users who were not looked at for a while: where it is something else, what is to be told of them has to be
+    /// looked up. Nobody waits for it; where it fails, it is asked at what they spend next.
+    pub(super) async fn look_who_pays(&self, kept: &mut Kept, mut users: Vec<UserId>) {
+        if users.is_empty() {
+            return;
+        }
+        users.sort_unstable();
+        let asked = async {
+            let mut db = kept.take(self).await?;
+            let (now, generation) = (self.now(), kept.generation());
+            let standings = batch::standings(&mut db, &users).await?;
+            kept.give_back(db);
+            users.retain(|user| {
+                let known = self.users.get(user).filter(|known| known.generation == generation);
+                let Some((known, standing)) = known.zip(standings.get(user)) else { return false };
+                let as_before = known.version.is_paid_for_as(&standing.version);
+                if as_before {
+                    self.keep_user(user, known.paid_for(now));
+                }
+                !as_before
+            });
+            self.try_to_look(kept, &self.catalogue.load_full(), &users, false).await
+        };
+        let error = match tokio::time::timeout(TIMEOUT, asked).await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error,
+            Err(_) => StoreError::late(),
+        };
+        debug!(%error, "what pays for users who spend could not be looked up, and is at what they spend next: {error}");
     }
 
     /// Gives `all` what is known to be told of it.

@@ -71,9 +71,10 @@ pub(super) type Replies = Vec<Result<Reply, WriteError>>;
 pub(super) struct Written {
     replies: Replies,
     pub(super) wrote: Wrote,
-    /// Of these others have spent meanwhile, or something else may pay for them by now, so whether anything is to be told of them has to be
-    /// looked up.
+    /// Of these others have spent meanwhile, so whether anything is to be told of them has to be looked up.
     pub(super) unseen: Vec<UserId>,
+    /// Something else may pay for these by now.
+    unpaid: Vec<UserId>,
 }
 
 /// Writes until nobody can ask any more.
@@ -118,7 +119,7 @@ impl Shared {
         let written = self.write(kept, &batch, turn, under_way).instrument(span).await;
         self.writes.wrote(records, begun.elapsed(), written.is_ok());
         match written {
-            Ok(Written { replies, wrote, unseen: _ }) => {
+            Ok(Written { replies, wrote, unseen: _, unpaid }) => {
                 // A batch of repeats and refusals proves nothing.
                 if wrote == Wrote::Usage {
                     self.health.set(true);
@@ -129,6 +130,7 @@ impl Shared {
                     // A caller that went away has no use for the answer.
                     let _ = request.answer.send(reply);
                 }
+                self.look_who_pays(kept, unpaid).await;
             }
             // One of them is something that the database does not take, and it is not known which. The others are not to suffer for it.
             Err(error) if error.is_refusal() && 1 < batch.len() => {
@@ -243,7 +245,7 @@ impl Shared {
             let Some(found) = self.known(catalogue, &user, |_| true, generation, now).filter(|found| only_adds(&found.value)) else {
                 return Ok(None);
             };
-            known.insert(user.clone(), (found.version, found.as_of));
+            known.insert(user.clone(), found.clone());
             payers.insert(user, Payer::clone(&found.value));
         }
         let all = Book::new(now, &SpentByDay::new(), Money::ZERO, []);
@@ -274,21 +276,24 @@ impl Shared {
         };
         let replies = doubt.take().map(|doubt| doubt.replies).unwrap_or_default();
         kept.give_back(db);
-        let mut unseen = Vec::new();
+        let (mut unseen, mut unpaid) = (Vec::new(), Vec::new());
         for (user, mut payer) in ledger.payers {
-            let Some(((before, as_of), row)) = known.get(&user).zip(written.get(&user)) else { continue };
+            let Some((before, row)) = known.get(&user).zip(written.get(&user)) else { continue };
+            if before.pays_as_of + PAYS_AS_BEFORE < now {
+                unpaid.push(user.clone());
+            }
             // Where nobody else wrote it meanwhile, what was remembered was right, and so is what has come of it.
             // Who pays for him was not asked for, so he is as old as he was.
-            let is_seen = before.row + 1 == row.version;
-            if *as_of + PAYS_AS_BEFORE < now || !is_seen && alerts::may_be_due(&payer, before.row, row, catalogue, now) {
-                unseen.push(user.clone());
-            }
-            if is_seen {
+            if before.version.row + 1 == row.version {
                 payer.book.prune(now);
-                self.keep_user(&user, Known::new(UserVersion::written(Some(before), row.version), *as_of, generation, Arc::new(payer)));
+                let version = UserVersion::written(Some(&before.version), row.version);
+                let made = Known::new(version, before.as_of, generation, Arc::new(payer));
+                self.keep_user(&user, made.paid_for(before.pays_as_of));
+            } else if alerts::may_be_due(&payer, before.version.row, row, catalogue, now) {
+                unseen.push(user);
             }
         }
-        Ok(Some(Written { replies, wrote: Wrote::Usage, unseen }))
+        Ok(Some(Written { replies, wrote: Wrote::Usage, unseen, unpaid }))
     }
 
     async fn attempt(
@@ -338,7 +343,7 @@ impl Shared {
             kept.give_back(tx.commit_and_keep().await?);
             doubt.iter().for_each(|doubt| self.doubt(&doubt.changes));
             let (replies, wrote) = doubt.take().map_or((Vec::new(), Wrote::Nothing), |doubt| (doubt.replies, Wrote::of(&doubt.changes)));
-            return Ok(Written { replies, wrote, unseen: Vec::new() });
+            return Ok(Written { replies, wrote, unseen: Vec::new(), unpaid: Vec::new() });
         }
         // What was not there will not be: its locks are ours now.
         *doubt = None;
@@ -361,7 +366,7 @@ impl Shared {
         let changes = ledger.changes(now);
         if changes.is_empty() {
             kept.give_back(tx.commit_and_keep().await?);
-            return Ok(Written { replies, wrote: Wrote::Nothing, unseen: Vec::new() });
+            return Ok(Written { replies, wrote: Wrote::Nothing, unseen: Vec::new(), unpaid: Vec::new() });
         }
         let db = tx.connection()?;
         let written = batch::write(db, &changes, &before, fastrand::u32(..)).await?;
@@ -388,6 +393,6 @@ impl Shared {
                 self.keep_account(&account, Known::new(version, now, generation, Arc::new(pool)));
             }
         }
-        Ok(Written { replies, wrote, unseen: Vec::new() })
+        Ok(Written { replies, wrote, unseen: Vec::new(), unpaid: Vec::new() })
     }
 }

@@ -37,6 +37,11 @@ impl StripeError {
         }
     }
 
+    /// Whether the key itself is not taken, whatever it is asked for.
+    pub fn is_of_the_key(&self) -> bool {
+        matches!(self, Self::Refused { status: 401, .. })
+    }
+
     /// Whether Stripe says that something does not exist, in whatever way.
     pub fn is_missing(&self) -> bool {
         match self {
