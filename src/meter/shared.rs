@@ -61,15 +61,12 @@ struct Known<V, T> {
 
 impl<V, T> Known<V, T> {
     fn new(version: V, as_of: DateTime<Utc>, generation: u64, value: Arc<T>) -> Arc<Self> {
-        Arc::new(Self { version, as_of, pays_as_of: as_of, generation, value, is_awaited: Arc::default() })
+        Self::paid_for(version, (as_of, as_of), generation, value)
     }
-}
 
-impl<V: Copy, T> Known<V, T> {
-    /// The same, where it is known of later who pays.
-    fn paid_for(&self, pays_as_of: DateTime<Utc>) -> Arc<Self> {
-        let Self { version, as_of, generation, .. } = *self;
-        Arc::new(Self { version, as_of, pays_as_of, generation, value: self.value.clone(), is_awaited: self.is_awaited.clone() })
+    /// Of one moment, and of another one for who pays.
+    fn paid_for(version: V, (as_of, pays_as_of): (DateTime<Utc>, DateTime<Utc>), generation: u64, value: Arc<T>) -> Arc<Self> {
+        Arc::new(Self { version, as_of, pays_as_of, generation, value, is_awaited: Arc::default() })
     }
 }
 
@@ -79,8 +76,8 @@ impl<V: Copy, T> Known<V, T> {
         if self.generation != other.generation {
             return other.clone();
         }
-        let fresh = Self::new(self.version, self.as_of.max(other.as_of), self.generation, self.value.clone());
-        fresh.paid_for(self.pays_as_of.max(other.pays_as_of))
+        let of = (self.as_of.max(other.as_of), self.pays_as_of.max(other.pays_as_of));
+        Self::paid_for(self.version, of, self.generation, self.value.clone())
     }
 }
 

@@ -5,17 +5,21 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use spendgate::stripe::signature::Secret;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::door;
-use crate::service::{ADMIN_KEY, Service};
+use crate::service::{ADMIN_KEY, Service, WEBHOOK_SECRET};
 
 const CALLERS: usize = 16;
 const USERS: usize = 7;
 /// Records in a list; with their metadata a list is a good many pages, so that the log is written back into its database meanwhile.
 const LIST: u64 = 20;
 const METADATA_BYTES: usize = 3500;
+/// Records, lists, holds, events.
+const KINDS: u64 = 4;
+const WEBHOOK: &str = "/webhooks/stripe";
 /// A request that takes longer hangs. The store waits five seconds for a connection, and nothing here is a reason to wait for one.
 const HANGS_AFTER: Duration = Duration::from_secs(4);
 /// How long anything here may take before the harness is void.
@@ -251,7 +255,14 @@ impl Load {
     /// Whatever fails below it, the service acknowledges or refuses: it says nothing else, and it does not hang.
     async fn post(&self, url: &str, number: u64) -> Answer {
         let (path, body) = request(number);
-        let request = self.client.post(format!("{url}{path}")).bearer_auth(ADMIN_KEY).body(body.to_string());
+        let (request, body) = (self.client.post(format!("{url}{path}")), body.to_string());
+        let request = if path == WEBHOOK {
+            let secret = Secret::new(WEBHOOK_SECRET).unwrap();
+            request.header("stripe-signature", secret.sign(body.as_bytes(), chrono::Utc::now()))
+        } else {
+            request.bearer_auth(ADMIN_KEY)
+        };
+        let request = request.body(body);
         let answer = async {
             let response = request.send().await?;
             Ok::<_, reqwest::Error>((response.status().as_u16(), response.bytes().await?))
@@ -273,10 +284,10 @@ impl Load {
     }
 }
 
-/// What one caller sends, by its number: the same number is the same body. Records, lists and holds take turns.
+/// What one caller sends, by its number: the same number is the same body. Records, lists, holds and Stripe's events take turns.
 fn request(number: u64) -> (&'static str, Value) {
     let user = format!("u{}", user(number));
-    match number % 3 {
+    match number % KINDS {
         0 => ("/v1/usage", json!({"id": format!("r{number}"), "user_id": user, "cost": "0.000000001"})),
         1 => {
             let metadata = json!({"note": "x".repeat(METADATA_BYTES)});
@@ -284,7 +295,13 @@ fn request(number: u64) -> (&'static str, Value) {
             let record = |part| json!({"id": id(part), "user_id": user, "cost": "0.000000001", "metadata": metadata});
             ("/v1/usage", Value::from_iter((0..LIST).map(record)))
         }
-        _ => ("/v1/holds", json!({"id": format!("r{number}"), "user_id": user, "estimated_cost": "0.000000001", "ttl_seconds": 86_400})),
+        2 => ("/v1/holds", json!({"id": format!("r{number}"), "user_id": user, "estimated_cost": "0.000000001", "ttl_seconds": 86_400})),
+        _ => {
+            let customer = json!({"id": format!("cus_{number}"), "object": "customer", "metadata": {}});
+            let event = json!({"id": format!("evt_{number}"), "object": "event", "created": 1_767_225_600, "type": "customer.created", "livemode": false,
+                "data": {"object": customer}});
+            (WEBHOOK, event)
+        }
     }
 }
 
@@ -292,15 +309,15 @@ fn user(number: u64) -> usize {
     usize::try_from(number).unwrap() % USERS
 }
 
-/// The entries that a request makes: a hold makes none.
+/// The entries that a request makes: a hold makes none, nor an event.
 fn entries(number: u64) -> u64 {
-    [1, LIST, 0][usize::try_from(number % 3).unwrap()]
+    [1, LIST, 0, 0][usize::try_from(number % KINDS).unwrap()]
 }
 
 /// Whether the request had been booked before, as a whole or not at all.
 fn was_there(answer: &Value) -> bool {
     let results = answer["results"].as_array().map_or(std::slice::from_ref(answer), Vec::as_slice);
-    let there = results.iter().filter(|result| result["repeated"] == true).count();
+    let there = results.iter().filter(|result| result["repeated"] == true || result["duplicate"] == true).count();
     assert!(there == 0 || there == results.len(), "half of a list was there: {answer}");
     there != 0
 }

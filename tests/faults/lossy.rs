@@ -8,8 +8,9 @@ use tokio::net::{UnixListener, UnixStream};
 
 use crate::servers::{Server, host};
 
-/// What a silent server still answers, so that whoever tries it comes as far as this.
-const PROBE: &[u8] = b"INTO probe";
+/// What a silent server answers no more to anybody, though who connects anew comes as far as this.
+const WRITES: &[u8] = b"INSERT INTO ";
+const PROBE: &[u8] = b"INSERT INTO probe";
 
 /// The server did what was asked, and nobody is told.
 pub struct Lossy {
@@ -17,7 +18,7 @@ pub struct Lossy {
     /// Of a thousand answers so many are lost, and their connections with them.
     pub per_mille: AtomicU32,
     pub lost: AtomicU32,
-    /// Odd while nothing that was connected before is answered any more, nor any probe: as where a machine is gone without a word. It
+    /// Odd while nothing that was connected before is answered any more, nor any write: as where a machine is gone without a word. It
     /// was silent so often, twice.
     pub silences: AtomicU32,
     /// Probes that were never answered.
@@ -62,9 +63,9 @@ impl Lossy {
                     0 => return Ok(()),
                     size => {
                         let silences = self.silences.load(Ordering::Relaxed);
-                        let is_probe = asked[..size].windows(PROBE.len()).any(|bytes| bytes == PROBE);
-                        if silences % 2 == 1 && (is_probe || connected_in != silences) {
-                            self.probes.fetch_add(u32::from(is_probe), Ordering::Relaxed);
+                        let has = |text: &[u8]| asked[..size].windows(text.len()).any(|bytes| bytes == text);
+                        if silences % 2 == 1 && (has(WRITES) || connected_in != silences) {
+                            self.probes.fetch_add(u32::from(has(PROBE)), Ordering::Relaxed);
                             // Both ends stay open, and hear nothing.
                             std::future::pending::<()>().await;
                         }

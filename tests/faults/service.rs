@@ -7,6 +7,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 
 use crate::run;
 
+pub const WEBHOOK_SECRET: &str = "whsec_of_the_faults";
 pub const ADMIN_KEY: &str = "admin-key-of-the-faults-0123456789abcdef";
 
 pub struct Service {
@@ -107,7 +108,11 @@ impl Drop for Service {
 fn serve(folder: &Path, environment: &[(&str, &Path)]) -> Command {
     let mut command = spendgate(folder);
     // Its log would tell of each fault that it is made to meet; what ends it is told all the same.
-    command.env("LISTEN_ADDR", "127.0.0.1:0").env("ADMIN_API_KEY", ADMIN_KEY).env("RUST_LOG", "off");
+    command
+        .env("LISTEN_ADDR", "127.0.0.1:0")
+        .env("ADMIN_API_KEY", ADMIN_KEY)
+        .env("STRIPE_WEBHOOK_SECRETS", WEBHOOK_SECRET)
+        .env("RUST_LOG", "off");
     command.envs(environment.iter().copied());
     command
 }

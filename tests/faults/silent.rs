@@ -10,6 +10,8 @@ use crate::service::Service;
 
 /// The service gives up after ten seconds, whatever was sent before.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(20);
+/// A probe takes three seconds at most, and so does each connection of before that it is given.
+const TRIED_WITHIN: Duration = Duration::from_secs(120);
 /// Between two looks at what the service has sent.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
@@ -26,9 +28,12 @@ async fn whoever_tries_whether_the_store_is_back_does_not_wait_for_one_that_is_g
     load.until(|told| !told.refused.is_empty()).await;
     callers.stop().await;
     // More of them than the service has writers: all of them tried.
-    while lossy.probes.load(Ordering::Relaxed) < 3 {
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
+    let tried = async {
+        while lossy.probes.load(Ordering::Relaxed) < 3 {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    };
+    tokio::time::timeout(TRIED_WITHIN, tried).await.expect("who tries waits for what is gone");
     lossy.silences.fetch_add(1, Ordering::Relaxed);
     let callers = load.start(&service);
     load.until_more(300).await;

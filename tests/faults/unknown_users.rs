@@ -72,7 +72,7 @@ async fn rows(folder: &Path, table: &str) -> i64 {
 async fn a_million_unknown_users_leave_no_row_and_memory_as_it_was() {
     let folder = tempfile::tempdir().unwrap();
     let mut service = Service::start(folder.path(), &[]);
-    let (many, next) = (short_or_long(20_000, 1_000_000), Arc::new(AtomicU64::new(0)));
+    let (many, next) = (short_or_long(60_000, 1_000_000), Arc::new(AtomicU64::new(0)));
     // What fills up once is full after these.
     ask(&service.url, &next, 20_000).await;
     let before = resident(&service);

@@ -98,11 +98,14 @@ impl Answer {
     }
 }
 
+/// No test takes so long: one that waits for what was promised fails, and does not hang.
+pub const HANGS_AFTER: Duration = Duration::from_secs(600);
+
 /// Runs a test on a fresh service over each database.
 pub async fn on_each_database(tiers: &str, test: impl AsyncFn(&mut TestApp)) {
     for database in Database::ALL {
         let mut app = TestApp::start(database, tiers, |config| config).await;
-        test(&mut app).await;
+        tokio::time::timeout(HANGS_AFTER, test(&mut app)).await.expect("it waits for what never comes");
         app.stop().await;
     }
 }

@@ -23,7 +23,7 @@ use spendgate::sync::asking::Asker;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 
-use crate::app::{Database, TIERS, TestApp, WEBHOOK_SECRET, prices};
+use crate::app::{Database, HANGS_AFTER, TIERS, TestApp, WEBHOOK_SECRET, prices};
 use crate::fake_stripe::deliver;
 use crate::stripe_client::serve;
 
@@ -52,7 +52,8 @@ pub struct Story {
 /// Tells a story on each database.
 pub async fn on_each_story(options: Options, story: impl AsyncFn(Story)) {
     for database in Database::ALL {
-        story(Story::begin(database, options.clone()).await).await;
+        let story = story(Story::begin(database, options.clone()).await);
+        tokio::time::timeout(HANGS_AFTER, story).await.expect("it waits for what never comes");
     }
 }
 
@@ -329,7 +330,7 @@ async fn whoever_waits_gets_an_answer_that_is_newer_than_his_question() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn while_stripe_is_down_checks_go_on_and_afterwards_all_is_made_good() {
-    on_each_story(Options::default(), async |story| {
+    on_each_story(Options::default(), async |mut story| {
         let (app, fake) = (&story.app, &story.fake);
         let customer = fake.create_customer(&[("user_id", "u")]);
         let subscription = fake.subscribe(&customer, &[("price_pro", Some(1))], "active");
@@ -352,9 +353,14 @@ async fn while_stripe_is_down_checks_go_on_and_afterwards_all_is_made_good() {
         assert_eq!((&ready["stripe_sync"]["mode"], &ready["stripe_sync"]["waiting"]), (&json!("asked"), &json!(1)), "{ready}");
         fake.turn(|knobs| knobs.chance_per_mille = 0);
         fake.change_items(&subscription, &[("price_enterprise", Some(1))]);
-        story.settle().await;
-        // The last change was never told by an event, and is seen all the same.
-        assert_eq!(story.tier("u").await, "enterprise");
+        // Whoever answered 200 is gone, and the next one asks by itself. The last change was never told by an event, and is seen all the same.
+        story.app.stop().await;
+        story.app.advance(A_WHILE);
+        story.app.restart_after_stop().await;
+        let app = &story.app;
+        while story.tier("u").await != "enterprise" {
+            tokio::task::yield_now().await;
+        }
         assert_eq!(app.get("/v1/events?state=queued").await.ok()["events"], json!([]));
     })
     .await;

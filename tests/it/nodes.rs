@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use spendgate::config::Config;
 use spendgate::fake_stripe::Options;
 use spendgate::fake_stripe::delivery::Weather;
+use spendgate::sync::reconcile::{CompareError, Mode};
 use sqlx::Connection;
 
 use crate::app::{Answer, Database, Node, TIERS, TestApp};
@@ -207,6 +208,18 @@ async fn nodes_share_out_what_stripe_is_asked_and_one_at_a_time_compares() {
     for user in 0..40 {
         assert_eq!(other.check(&format!("u{user}")).await["tier"], "pro");
     }
+    // Once for each, and once more for whom an event came while he was asked about; not once on each node for each event.
+    let (asked, told) =
+        (fake.call_count("GET /v1/subscriptions"), app.get("/v1/events?limit=1000").await.ok()["events"].as_array().unwrap().len());
+    assert!((40..=80).contains(&asked) && 80 <= told, "{asked} questions after {told} events");
+    // Who compares keeps the others from it until he is done, or gone for a while.
+    let (mine, others) = (app.reconciler(), other.reconciler());
+    drop(mine.begin(Mode::Mend).await.unwrap());
+    let refused = others.begin(Mode::Mend).await.unwrap_err();
+    assert!(matches!(refused, CompareError::Elsewhere), "{refused}");
+    app.advance(TimeDelta::minutes(2));
+    others.once().await.unwrap();
+    mine.once().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -119,7 +119,7 @@ impl Shared {
                 let Some((known, standing)) = known.zip(standings.get(user)) else { return false };
                 let as_before = known.version.is_paid_for_as(&standing.version);
                 if as_before {
-                    self.keep_user(user, known.paid_for(now));
+                    self.keep_user(user, Known::paid_for(known.version, (known.as_of, now), generation, known.value.clone()));
                 }
                 !as_before
             });

@@ -287,8 +287,7 @@ impl Shared {
             if before.version.row + 1 == row.version {
                 payer.book.prune(now);
                 let version = UserVersion::written(Some(&before.version), row.version);
-                let made = Known::new(version, before.as_of, generation, Arc::new(payer));
-                self.keep_user(&user, made.paid_for(before.pays_as_of));
+                self.keep_user(&user, Known::paid_for(version, (before.as_of, before.pays_as_of), generation, Arc::new(payer)));
             } else if alerts::may_be_due(&payer, before.version.row, row, catalogue, now) {
                 unseen.push(user);
             }
