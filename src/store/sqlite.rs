@@ -195,12 +195,12 @@ impl Files {
         begun(self.readers.acquire().await?, "BEGIN").await
     }
 
-    /// [`Self::reader`], for who writes the ledger.
+    /// For reading only, for who writes the ledger.
     pub async fn reader_of_ledger(&self) -> Result<Connection, StoreError> {
         Ok(Backend::Sqlite(self.readers_of_ledger.acquire().await?))
     }
 
-    /// [`Self::begin_read`], for who writes the ledger.
+    /// Reads of one moment, for who writes the ledger.
     pub async fn begin_read_of_ledger(&self) -> Result<Tx, StoreError> {
         begun(self.readers_of_ledger.acquire().await?, "BEGIN").await
     }
