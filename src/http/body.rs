@@ -343,7 +343,47 @@ impl TryFrom<String> for Time {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures_util::stream;
+
     use super::*;
+
+    /// What the connection has read at once; a piece of it keeps all of it.
+    struct Read {
+        bytes: [u8; 8192],
+        kept: Arc<AtomicUsize>,
+    }
+
+    impl AsRef<[u8]> for Read {
+        fn as_ref(&self) -> &[u8] {
+            &self.bytes
+        }
+    }
+
+    impl Drop for Read {
+        fn drop(&mut self) {
+            self.kept.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_in_small_pieces_keeps_none_of_what_they_were_read_into() {
+        let kept = Arc::new(AtomicUsize::new(0));
+        let (of_pieces, most) = (kept.clone(), Arc::new(AtomicUsize::new(0)));
+        let seen = most.clone();
+        let pieces = (0..1000).map(move |_| {
+            let now = of_pieces.fetch_add(1, Ordering::Relaxed) + 1;
+            seen.fetch_max(now, Ordering::Relaxed);
+            let read = Bytes::from_owner(Read { bytes: [b'x'; 8192], kept: of_pieces.clone() });
+            Ok::<_, Infallible>(read.slice(..1))
+        });
+        let whole = read(Body::from_stream(stream::iter(pieces)), 1000).await.unwrap();
+        assert_eq!((whole.len(), kept.load(Ordering::Relaxed)), (1000, 0));
+        assert!(most.load(Ordering::Relaxed) <= 2, "{} were kept at once", most.load(Ordering::Relaxed));
+    }
 
     #[test]
     fn a_time_is_one_that_can_be_written_again() {
